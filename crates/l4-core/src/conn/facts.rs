@@ -1,0 +1,104 @@
+//! Facts: what was parsed from the unread bytes, once per connection.
+
+use std::any::{Any, TypeId};
+use std::sync::OnceLock;
+
+use crate::{Fact, Parsed};
+
+/// A cache of finished parses, keyed by type. Undecided parses are not kept: the engine does not ask again before the
+/// bytes that the parser asked for have arrived.
+///
+/// Two facts fit without an allocation of the cache itself; a protocol that said `Not` never allocates.
+#[derive(Default)]
+pub(crate) struct Facts {
+    slots: [OnceLock<Slot>; 2],
+    overflow: OnceLock<Box<Self>>,
+}
+
+struct Slot {
+    key: TypeId,
+    /// `T`, or [`NotOne`]. Boxing the latter allocates nothing.
+    value: Box<dyn Any + Send + Sync>,
+}
+
+struct NotOne;
+
+impl Facts {
+    /// The fact of type `T`, parsed now if it was not before.
+    pub(crate) fn get<T: Fact>(&self, bytes: &[u8]) -> Parsed<&T> {
+        let key = TypeId::of::<T>();
+        for slot in &self.slots {
+            if slot.get().is_none() {
+                let value: Box<dyn Any + Send + Sync> = match T::parse(bytes) {
+                    Parsed::Done(fact) => Box::new(fact),
+                    Parsed::Not => Box::new(NotOne),
+                    Parsed::More(n) => return Parsed::More(n.max(1)),
+                };
+                // Cannot be taken in between: a connection has one owner.
+                let _ = slot.set(Slot { key, value });
+            }
+            if let Some(slot) = slot.get().filter(|slot| slot.key == key) {
+                return slot.value.downcast_ref().map_or(Parsed::Not, Parsed::Done);
+            }
+        }
+        self.overflow.get_or_init(Box::default).get(bytes)
+    }
+
+    /// The fact of type `T` if it was parsed already.
+    pub(crate) fn known<T: Fact>(&self) -> Option<&T> {
+        let key = TypeId::of::<T>();
+        self.slots
+            .iter()
+            .filter_map(OnceLock::get)
+            .find(|slot| slot.key == key)
+            .map_or_else(
+                || self.overflow.get()?.known(),
+                |slot| slot.value.downcast_ref(),
+            )
+    }
+
+    /// Forgets everything: the bytes changed.
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    struct First<const N: u8>(u8);
+
+    static PARSES: AtomicUsize = AtomicUsize::new(0);
+
+    impl<const N: u8> Fact for First<N> {
+        fn parse(bytes: &[u8]) -> Parsed<Self> {
+            PARSES.fetch_add(1, Ordering::Relaxed);
+            match bytes.first() {
+                None => Parsed::More(1),
+                Some(&b) if b == N => Parsed::Done(Self(b)),
+                Some(_) => Parsed::Not,
+            }
+        }
+    }
+
+    #[test]
+    fn each_fact_is_parsed_once_and_more_than_two_fit() {
+        let facts = Facts::default();
+        assert!(matches!(facts.get::<First<1>>(b""), Parsed::More(1)));
+        for _ in 0..3 {
+            assert!(matches!(
+                facts.get::<First<1>>(&[1]),
+                Parsed::Done(First(1))
+            ));
+            assert!(matches!(facts.get::<First<2>>(&[1]), Parsed::Not));
+            assert!(matches!(facts.get::<First<3>>(&[1]), Parsed::Not));
+            assert!(matches!(facts.get::<First<4>>(&[1]), Parsed::Not));
+        }
+        assert_eq!(PARSES.load(Ordering::Relaxed), 5);
+        assert!(facts.known::<First<1>>().is_some());
+        assert!(facts.known::<First<4>>().is_none());
+    }
+}

@@ -1,0 +1,251 @@
+//! Provisioning: from the configuration tree to matchers, handlers and programs, with every error reported in place.
+
+use std::fmt::Write as _;
+
+use serde::de::DeserializeOwned;
+
+use crate::config::{At, ConfigError, Document, ModuleMap, Node, Value, decode};
+use crate::placeholder::{self, Template};
+use crate::registry::{Kind, Registry};
+
+/// A module or a part of it was refused, and the reason was reported.
+///
+/// It carries nothing: the report is with the [`Provision`] that gave it. Provisioning goes on with the siblings, so
+/// that a file's errors are all reported at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct Rejected(());
+
+/// What modules provision with: the document, the registry, and where errors go.
+pub struct Provision<'a> {
+    document: &'a Document,
+    registry: &'a Registry,
+    errors: Vec<ConfigError>,
+    warnings: Vec<ConfigError>,
+    node: Node,
+    route: String,
+}
+
+impl<'a> Provision<'a> {
+    /// For the modules of `document`.
+    pub fn new(document: &'a Document, registry: &'a Registry) -> Self {
+        Self {
+            document,
+            registry,
+            errors: Vec::new(),
+            warnings: Vec::new(),
+            node: document.root(),
+            route: String::new(),
+        }
+    }
+
+    /// The value that the module being provisioned was configured with.
+    pub fn node(&self) -> Node {
+        self.node
+    }
+
+    /// The document.
+    pub fn document(&self) -> &'a Document {
+        self.document
+    }
+
+    /// Reports an error at `node`.
+    pub fn reject(&mut self, node: Node, message: impl Into<String>) -> Rejected {
+        self.report(self.document.error(node, message))
+    }
+
+    /// Reports an error at `node` with what would be right.
+    pub fn reject_help(
+        &mut self,
+        node: Node,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Rejected {
+        self.report(self.document.error(node, message).help(help))
+    }
+
+    /// Reports an error that was made elsewhere.
+    pub fn report(&mut self, error: ConfigError) -> Rejected {
+        self.errors.push(error);
+        Rejected(())
+    }
+
+    /// Reports something that loads but will not do what was meant.
+    pub fn warn(&mut self, node: Node, message: impl Into<String>) {
+        self.warnings.push(self.document.error(node, message));
+    }
+
+    /// Whether an error was reported so far.
+    pub fn failed(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
+    /// The errors, and the warnings.
+    pub fn finish(self) -> (Vec<ConfigError>, Vec<ConfigError>) {
+        (self.errors, self.warnings)
+    }
+
+    /// Enters route `i` of the current list; give what it returns to [`leave_route`](Self::leave_route).
+    pub(crate) fn enter_route(&mut self, i: usize) -> usize {
+        let outer = self.route.len();
+        let dot = if outer == 0 { "" } else { "." };
+        let _ = write!(self.route, "{dot}{i}");
+        outer
+    }
+
+    pub(crate) fn leave_route(&mut self, outer: usize) {
+        self.route.truncate(outer);
+    }
+
+    /// The position of the current route, such as `1` or `1.0` inside a subroute.
+    pub(crate) fn route_name(&self) -> &str {
+        &self.route
+    }
+
+    /// Decodes the value at `node`.
+    ///
+    /// # Errors
+    /// Every error in the value was reported.
+    pub fn decode<T: DeserializeOwned>(&mut self, node: Node) -> Result<T, Rejected> {
+        decode(self.document, node, None, &mut self.errors).ok_or(Rejected(()))
+    }
+
+    /// Decodes the object at `node` without the member that names the module.
+    ///
+    /// # Errors
+    /// Every error in the value was reported.
+    pub fn decode_inline<T: DeserializeOwned>(
+        &mut self,
+        node: Node,
+        inline_key: &str,
+    ) -> Result<T, Rejected> {
+        decode(self.document, node, Some(inline_key), &mut self.errors).ok_or(Rejected(()))
+    }
+
+    /// Compiles a text whose placeholders are filled in per connection. A name that nothing knows is a warning.
+    ///
+    /// # Errors
+    /// The text has too many open braces.
+    pub fn template(&mut self, text: &At<String>) -> Result<Template, Rejected> {
+        self.template_at(text, text.node())
+    }
+
+    /// [`template`](Self::template) for a text that does not stand in the document as such, reported at `node`.
+    ///
+    /// # Errors
+    /// The text has too many open braces.
+    pub fn template_at(&mut self, text: &str, node: Node) -> Result<Template, Rejected> {
+        let template = Template::compile(text, self.registry.placeholder_table())
+            .map_err(|error| self.reject(node, error.to_string()))?;
+        for name in template.unknown() {
+            self.warn(
+                node,
+                format!(
+                    "unknown placeholder {{{name}}} is always empty; write \\{{ for a literal brace"
+                ),
+            );
+        }
+        Ok(template)
+    }
+
+    /// Fills in `env.*`, `file.*`, `system.*` and `time.*`; any other placeholder becomes empty.
+    ///
+    /// # Errors
+    /// The text has too many open braces.
+    pub fn expand_load(&mut self, text: &At<String>) -> Result<String, Rejected> {
+        placeholder::expand_all(text).map_err(|error| self.reject(text.node(), error.to_string()))
+    }
+
+    /// Fills in `env.*`, `file.*`, `system.*` and `time.*`; any other placeholder stays as written.
+    ///
+    /// # Errors
+    /// The text has too many open braces.
+    pub fn expand_known(&mut self, text: &At<String>) -> Result<String, Rejected> {
+        placeholder::expand_known(text).map_err(|error| self.reject(text.node(), error.to_string()))
+    }
+
+    /// Builds the module `name` of a namespace from the value at `node`.
+    ///
+    /// # Errors
+    /// The name is unknown, the value is `null`, or the module refused it.
+    pub fn module<K: Kind>(&mut self, name: &str, node: Node) -> Result<Box<K::Object>, Rejected> {
+        if matches!(self.document.value(node), Value::Null) {
+            return Err(self.reject_help(
+                node,
+                format!("module value cannot be null: {}.{name}", K::NAMESPACE),
+                "write {} (or [] for http and not) for a module without options",
+            ));
+        }
+        let outer = std::mem::replace(&mut self.node, node);
+        let built = self.registry.build::<K>(name, node, self);
+        self.node = outer;
+        built.unwrap_or_else(|| {
+            let message = format!("unknown module: {}.{name}", K::NAMESPACE);
+            let error = self.document.key_error(node, message);
+            Err(self.report(error.help(self.registry.explain_missing(K::NAMESPACE, name))))
+        })
+    }
+
+    /// Builds an inline module: the object at `node` names it under `key`.
+    ///
+    /// # Errors
+    /// As [`module`](Self::module); also if the key is missing or not a name.
+    pub fn inline<K: Kind>(&mut self, node: Node, key: &str) -> Result<Box<K::Object>, Rejected> {
+        let name_node = self.document.member(node, key);
+        let name = match name_node.map(|n| self.document.value(n)) {
+            Some(Value::String(name)) if !name.is_empty() => name.to_owned(),
+            _ => {
+                return Err(self.reject_help(
+                    name_node.unwrap_or(node),
+                    format!("module name not specified with key '{key}'"),
+                    self.registry.explain_missing(K::NAMESPACE, ""),
+                ));
+            }
+        };
+        let outer = std::mem::replace(&mut self.node, node);
+        let built = self.registry.build::<K>(&name, node, self);
+        self.node = outer;
+        built.unwrap_or_else(|| {
+            Err(self.reject_help(
+                name_node.unwrap_or(node),
+                format!("unknown module: {}.{name}", K::NAMESPACE),
+                self.registry.explain_missing(K::NAMESPACE, &name),
+            ))
+        })
+    }
+
+    /// Builds every module of a module map, in the order written.
+    ///
+    /// # Errors
+    /// Any module refused; all were tried.
+    #[allow(clippy::type_complexity)]
+    pub fn module_map<K: Kind>(
+        &mut self,
+        map: &ModuleMap,
+    ) -> Result<Vec<(Box<str>, Box<K::Object>)>, Rejected> {
+        self.all(
+            map.iter().map(|(name, node)| (name.to_owned(), node)),
+            |cx, (name, node)| Ok((name.as_str().into(), cx.module::<K>(&name, node)?)),
+        )
+    }
+
+    /// Builds something from every item, and reports the errors of all of them.
+    ///
+    /// # Errors
+    /// Any of them was refused.
+    pub fn all<I, T>(
+        &mut self,
+        items: impl IntoIterator<Item = I>,
+        mut build: impl FnMut(&mut Self, I) -> Result<T, Rejected>,
+    ) -> Result<Vec<T>, Rejected> {
+        let mut built = Vec::new();
+        let mut rejected = None;
+        for item in items {
+            match build(self, item) {
+                Ok(value) => built.push(value),
+                Err(why) => rejected = Some(why),
+            }
+        }
+        rejected.map_or(Ok(built), Err)
+    }
+}

@@ -1,0 +1,293 @@
+//! The registry: which modules this build has, by namespace and name.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+
+use crate::config::Node;
+use crate::config::suggest::closest;
+use crate::placeholder::{Placeholders, Source};
+use crate::provision::{Provision, Rejected};
+use crate::{AsyncHandler, Handler, Matcher};
+
+/// A namespace of modules that produce one kind of object. Crates may add namespaces of their own.
+pub trait Kind: 'static {
+    /// As in module ids: `layer4.matchers`.
+    const NAMESPACE: &'static str;
+    /// What a module of this namespace provides, such as `dyn Matcher`.
+    type Object: ?Sized + 'static;
+}
+
+/// `layer4.matchers`
+pub enum Matchers {}
+
+impl Kind for Matchers {
+    const NAMESPACE: &'static str = "layer4.matchers";
+    type Object = dyn Matcher;
+}
+
+/// `layer4.handlers`
+pub enum Handlers {}
+
+impl Kind for Handlers {
+    const NAMESPACE: &'static str = "layer4.handlers";
+    type Object = dyn Handler;
+}
+
+/// A matcher that can be configured.
+pub trait MatcherModule: Matcher + Sized {
+    /// The name in JSON.
+    const NAME: &'static str;
+    /// The JSON value, decoded.
+    type Config: DeserializeOwned;
+
+    /// Makes the matcher. May read files; must not open sockets or start tasks.
+    ///
+    /// # Errors
+    /// [`Rejected`] once the reason was reported to `cx`.
+    fn provision(config: Self::Config, cx: &mut Provision<'_>) -> Result<Self, Rejected>;
+}
+
+/// A handler that can be configured.
+pub trait HandlerModule: AsyncHandler + Sized {
+    /// The name in JSON.
+    const NAME: &'static str;
+    /// The JSON object without the key `handler`, decoded.
+    type Config: DeserializeOwned;
+
+    /// Makes the handler. May read files; must not open sockets or start tasks.
+    ///
+    /// # Errors
+    /// [`Rejected`] once the reason was reported to `cx`.
+    fn provision(config: Self::Config, cx: &mut Provision<'_>) -> Result<Self, Rejected>;
+}
+
+/// Which crate a module comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The crate's name.
+    pub package: &'static str,
+    /// The crate's version.
+    pub version: &'static str,
+}
+
+/// The [`Origin`] of the calling crate.
+#[macro_export]
+macro_rules! origin {
+    () => {
+        $crate::Origin {
+            package: env!("CARGO_PKG_NAME"),
+            version: env!("CARGO_PKG_VERSION"),
+        }
+    };
+}
+
+type Build<K> =
+    dyn Fn(Node, &mut Provision<'_>) -> Result<Box<<K as Kind>::Object>, Rejected> + Send + Sync;
+
+struct Builder<K: Kind>(Box<Build<K>>);
+
+struct Entry {
+    origin: Origin,
+    builder: Box<dyn Any + Send + Sync>,
+}
+
+/// One module of a build, for listings.
+#[derive(Debug, Clone)]
+pub struct ModuleInfo {
+    /// Namespace and name: `layer4.handlers.proxy`.
+    pub id: String,
+    /// The crate it comes from.
+    pub origin: Origin,
+}
+
+/// The modules of this build. A value, not a global: tests make their own.
+#[derive(Default)]
+pub struct Registry {
+    entries: BTreeMap<(&'static str, &'static str), Entry>,
+    absent: BTreeMap<(&'static str, &'static str), &'static str>,
+    placeholders: Placeholders,
+    origin: Option<Origin>,
+    conflicts: Vec<String>,
+}
+
+impl Registry {
+    /// An empty registry; only the global placeholders (`env.*`, `file.*`, `system.*`, `time.*`) and those of every
+    /// connection (`l4.conn.*`, `l4.vars.*`, captures) are known.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Says which crate the registrations that follow come from: `reg.origin(l4_core::origin!())`.
+    pub fn origin(&mut self, origin: Origin) -> &mut Self {
+        self.origin = Some(origin);
+        self
+    }
+
+    /// Enters a matcher.
+    pub fn matcher<M: MatcherModule>(&mut self) -> &mut Self {
+        self.matcher_as::<M>(M::NAME)
+    }
+
+    /// Enters a matcher under another name than its own.
+    pub fn matcher_as<M: MatcherModule>(&mut self, name: &'static str) -> &mut Self {
+        self.add::<Matchers, M::Config>(name, |config, cx| Ok(Box::new(M::provision(config, cx)?)))
+    }
+
+    /// Enters a handler.
+    pub fn handler<H: HandlerModule>(&mut self) -> &mut Self {
+        self.entry::<Handlers>(H::NAME, |node, cx| {
+            let config = cx.decode_inline::<H::Config>(node, "handler")?;
+            Ok(Box::new(H::provision(config, cx)?))
+        })
+    }
+
+    /// Enters a module of any namespace that is written as a member of a module map (`{"NAME": CONFIG}`).
+    pub fn add<K: Kind, C: DeserializeOwned>(
+        &mut self,
+        name: &'static str,
+        build: impl Fn(C, &mut Provision<'_>) -> Result<Box<K::Object>, Rejected>
+        + Send
+        + Sync
+        + 'static,
+    ) -> &mut Self {
+        self.entry::<K>(name, move |node, cx| {
+            let config = cx.decode::<C>(node)?;
+            build(config, cx)
+        })
+    }
+
+    /// Enters a module of any namespace that is written inline (`{"INLINE_KEY": "NAME", …}`).
+    pub fn add_inline<K: Kind, C: DeserializeOwned>(
+        &mut self,
+        name: &'static str,
+        inline_key: &'static str,
+        build: impl Fn(C, &mut Provision<'_>) -> Result<Box<K::Object>, Rejected>
+        + Send
+        + Sync
+        + 'static,
+    ) -> &mut Self {
+        self.entry::<K>(name, move |node, cx| {
+            let config = cx.decode_inline::<C>(node, inline_key)?;
+            build(config, cx)
+        })
+    }
+
+    fn entry<K: Kind>(
+        &mut self,
+        name: &'static str,
+        build: impl Fn(Node, &mut Provision<'_>) -> Result<Box<K::Object>, Rejected>
+        + Send
+        + Sync
+        + 'static,
+    ) -> &mut Self {
+        let origin = self.origin.unwrap_or(Origin {
+            package: "unknown",
+            version: "0",
+        });
+        let builder = Box::new(Builder::<K>(Box::new(build)));
+        match self.entries.get(&(K::NAMESPACE, name)) {
+            Some(first) => self.conflicts.push(format!(
+                "module {}.{name} is registered twice: by {} {} and by {} {}",
+                K::NAMESPACE,
+                first.origin.package,
+                first.origin.version,
+                origin.package,
+                origin.version,
+            )),
+            None => {
+                self.entries
+                    .insert((K::NAMESPACE, name), Entry { origin, builder });
+            }
+        }
+        self
+    }
+
+    /// Enters placeholders whose names begin with `prefix`; `source` gets what follows it.
+    pub fn placeholders(&mut self, prefix: &'static str, source: Source) -> &mut Self {
+        if !self.placeholders.add(prefix, source) {
+            self.conflicts
+                .push(format!("placeholders {prefix}* are registered twice"));
+        }
+        self
+    }
+
+    /// Says that a module exists but was left out of this build, and which `--with` name brings it. Ignored for modules
+    /// that are present.
+    pub fn absent(
+        &mut self,
+        namespace: &'static str,
+        name: &'static str,
+        feature: &'static str,
+    ) -> &mut Self {
+        self.absent.insert((namespace, name), feature);
+        self
+    }
+
+    /// Names that were registered twice, a sentence each. A build with conflicts must not start.
+    pub fn conflicts(&self) -> &[String] {
+        &self.conflicts
+    }
+
+    /// All modules, sorted by id.
+    pub fn modules(&self) -> impl Iterator<Item = ModuleInfo> {
+        self.entries
+            .iter()
+            .map(|((namespace, name), entry)| ModuleInfo {
+                id: format!("{namespace}.{name}"),
+                origin: entry.origin,
+            })
+    }
+
+    /// All placeholders known to this build.
+    pub fn placeholder_table(&self) -> &Placeholders {
+        &self.placeholders
+    }
+
+    /// Builds the module `name` of `K` from the value at `node`.
+    pub(crate) fn build<K: Kind>(
+        &self,
+        name: &str,
+        node: Node,
+        cx: &mut Provision<'_>,
+    ) -> Option<Result<Box<K::Object>, Rejected>> {
+        let (_, entry) = self
+            .entries
+            .iter()
+            .find(|((ns, n), _)| *ns == K::NAMESPACE && *n == name)?;
+        let builder = entry.builder.downcast_ref::<Builder<K>>()?;
+        Some((builder.0)(node, cx))
+    }
+
+    /// What to tell somebody who asked for a module that is not there.
+    pub(crate) fn explain_missing(&self, namespace: &str, name: &str) -> String {
+        if let Some((_, feature)) = self
+            .absent
+            .iter()
+            .find(|((ns, n), _)| *ns == namespace && *n == name)
+        {
+            return format!(
+                "this build was made without it; add it with: cargo xtask build --with {feature}"
+            );
+        }
+        let names: Vec<&str> = self
+            .entries
+            .keys()
+            .filter(|(ns, _)| *ns == namespace)
+            .map(|(_, n)| *n)
+            .collect();
+        let known = self
+            .absent
+            .keys()
+            .filter(|(ns, _)| *ns == namespace)
+            .map(|(_, n)| *n);
+        match closest(name, names.iter().copied().chain(known)) {
+            Some(near) => format!(
+                "did you mean {near:?}? this build has: {}",
+                names.join(", ")
+            ),
+            None => format!("this build has: {}", names.join(", ")),
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! A route list, compiled.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use smallvec::SmallVec;
+use tokio::time::timeout;
+use tracing::{debug, trace, warn};
+
+use super::index::{Candidate, Index};
+use super::{DEFAULT_MATCHING_TIMEOUT, Sets};
+use crate::config::{GoDuration, ModuleMap, Node, Raw};
+use crate::conn::{MATCH_LIMIT, Received};
+use crate::matcher::{Cost, Verdict, View};
+use crate::provision::{Provision, Rejected};
+use crate::registry::Handlers;
+use crate::{Connection, EndReason, Flow, Handler, Rest, Result};
+
+/// One route: when `match` says so, run `handle`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteConfig {
+    /// Matcher sets. One of them must match; within a set all matchers must. Absent, `null`, `[]` and `[{}]` match
+    /// every connection.
+    #[serde(rename = "match", default)]
+    matcher_sets: Option<Vec<Option<ModuleMap>>>,
+    /// Handlers, run in this order. A route without handlers matches and does nothing; matching goes on behind it.
+    #[serde(default)]
+    handle: Option<Vec<Raw>>,
+}
+
+/// A route list, compiled.
+pub struct Program {
+    routes: Vec<Route>,
+    index: Index,
+    matching_timeout: Duration,
+}
+
+struct Route {
+    sets: Sets,
+    /// Matches whatever comes, without looking.
+    always: bool,
+    chain: Vec<Box<dyn Handler>>,
+    /// The position in the configuration, such as `1` or `1.0` inside a subroute.
+    name: Arc<str>,
+}
+
+/// Where a walk over the list came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Routed {
+    /// Every earlier route said no and this one matches.
+    Take(usize),
+    /// This route is the first undecided one; at least so many more bytes are needed.
+    Undecided {
+        /// The route.
+        route: usize,
+        /// Bytes, at least 1.
+        more: usize,
+    },
+    /// All said no.
+    Exhausted,
+}
+
+impl Program {
+    /// Compiles a list of routes. `matching_timeout` absent, zero or negative is 3 s.
+    ///
+    /// # Errors
+    /// A route was refused; the errors of all were reported.
+    pub fn provision(
+        routes: &[Raw],
+        matching_timeout: Option<GoDuration>,
+        cx: &mut Provision<'_>,
+    ) -> Result<Self, Rejected> {
+        let nodes: Vec<Node> = routes.iter().map(Raw::node).collect();
+        let routes = cx.all(nodes.iter().enumerate(), |cx, (i, node)| {
+            Route::provision(i, *node, cx)
+        })?;
+        let mut unreachable_after = None;
+        for (i, (route, node)) in routes.iter().zip(nodes).enumerate() {
+            if let Some(by) = unreachable_after {
+                cx.warn(
+                    node,
+                    format!("this route can never be reached: route {by} takes everything"),
+                );
+            } else if route.always && route.is_terminal() {
+                unreachable_after = Some(i);
+            }
+        }
+        let matching_timeout = matching_timeout.and_then(|t| t.positive());
+        Ok(Self::new(
+            routes,
+            matching_timeout.unwrap_or(DEFAULT_MATCHING_TIMEOUT),
+        ))
+    }
+
+    /// A list of routes that exist already: sets and handlers.
+    pub fn from_routes(
+        routes: Vec<(Sets, Vec<Box<dyn Handler>>)>,
+        matching_timeout: Duration,
+    ) -> Self {
+        let routes = routes
+            .into_iter()
+            .enumerate()
+            .map(|(i, (sets, chain))| Route {
+                always: sets.always(),
+                sets,
+                chain,
+                name: i.to_string().into(),
+            });
+        Self::new(routes.collect(), matching_timeout)
+    }
+
+    fn new(routes: Vec<Route>, matching_timeout: Duration) -> Self {
+        let keys = routes.iter().map(|route| {
+            if route.always {
+                None
+            } else {
+                route.sets.keys()
+            }
+        });
+        let index = Index::new(keys.collect());
+        Self {
+            routes,
+            index,
+            matching_timeout,
+        }
+    }
+
+    /// How many routes the list has.
+    pub fn len(&self) -> usize {
+        self.routes.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty()
+    }
+
+    /// How long it waits for the bytes that decide it.
+    pub fn matching_timeout(&self) -> Duration {
+        self.matching_timeout
+    }
+
+    /// The route that takes every connection, if a silent client reaches it only after the matching timeout.
+    pub fn catch_all_behind_bytes(&self) -> Option<usize> {
+        let catch_all = self.routes.iter().position(|route| route.always)?;
+        let waits = self.routes[..catch_all]
+            .iter()
+            .any(|route| route.sets.cost() > Cost::Meta);
+        waits.then_some(catch_all)
+    }
+
+    /// Walks the list from route `base` over the bytes received so far. With `last` no more can come: what is undecided
+    /// counts as no and is added to `undecided`.
+    ///
+    /// Pure: nothing is read, no handler runs.
+    pub fn step(
+        &self,
+        view: &mut View<'_>,
+        base: usize,
+        last: bool,
+        undecided: &mut Vec<usize>,
+    ) -> Routed {
+        let mut candidates = self.index.candidates(base);
+        loop {
+            let i = match candidates.next(view, last, undecided) {
+                Candidate::Route(i) => i,
+                Candidate::Undecided(route, more) => return Routed::Undecided { route, more },
+                Candidate::End => return Routed::Exhausted,
+            };
+            match self.routes[i].matches(view) {
+                Verdict::Match => return Routed::Take(i),
+                Verdict::No => {}
+                Verdict::More(_) if last => undecided.push(i),
+                Verdict::More(more) => {
+                    return Routed::Undecided {
+                        route: i,
+                        more: more.max(1),
+                    };
+                }
+            }
+        }
+    }
+
+    /// The same walk without the index: what the index must agree with.
+    #[doc(hidden)]
+    pub fn step_linear(&self, view: &mut View<'_>, base: usize, last: bool) -> Routed {
+        for (i, route) in self.routes.iter().enumerate().skip(base) {
+            match route.matches(view) {
+                Verdict::Match => return Routed::Take(i),
+                Verdict::More(more) if !last => {
+                    return Routed::Undecided {
+                        route: i,
+                        more: more.max(1),
+                    };
+                }
+                Verdict::No | Verdict::More(_) => {}
+            }
+        }
+        Routed::Exhausted
+    }
+
+    /// Matches and handles `conn` until a terminal handler ends it or the list does.
+    ///
+    /// `Flow::Next` gives back a connection that ran off the end of the list. A list that could not be decided in time,
+    /// and in which no catch-all took the connection in the last pass, ends it.
+    ///
+    /// # Errors
+    /// Those of the handlers.
+    pub async fn run(&self, mut conn: Connection) -> Result<Flow> {
+        let mut base = 0;
+        let mut patience = self.matching_timeout;
+        loop {
+            let taken = match self.decide(&mut conn, base, &mut patience).await {
+                Decision::Take(i) => i,
+                Decision::Exhausted => return Ok(Flow::Next(conn)),
+                Decision::GaveUp(reason) => {
+                    conn.end(reason);
+                    return Ok(Flow::Done);
+                }
+            };
+            let route = &self.routes[taken];
+            conn.record().set_route(route.name.clone());
+            debug!(
+                target: "layer4",
+                conn = conn.record().id(), route = &*route.name, "route matched"
+            );
+            match Rest::new(&route.chain).run(conn).await? {
+                Flow::Next(next) => conn = next,
+                Flow::Done => return Ok(Flow::Done),
+            }
+            base = taken + 1;
+        }
+    }
+
+    /// Waits until the list from `base` on is decided. Only time spent waiting for bytes is taken from `patience`.
+    async fn decide(
+        &self,
+        conn: &mut Connection,
+        base: usize,
+        patience: &mut Duration,
+    ) -> Decision {
+        let (route, mut more) = match self.step_on(conn, base) {
+            Routed::Take(i) => return Decision::Take(i),
+            Routed::Exhausted => return Decision::Exhausted,
+            Routed::Undecided { route, more } => (route, more),
+        };
+        // Routes before the first undecided one have said no for good.
+        let mut base = route;
+        let reason = loop {
+            let target = conn.unread().len().saturating_add(more);
+            if let Err(reason) = wait_for(conn, target, patience).await {
+                break reason;
+            }
+            match self.step_on(conn, base) {
+                Routed::Take(i) => return Decision::Take(i),
+                Routed::Exhausted => return Decision::Exhausted,
+                Routed::Undecided { route, more: n } => (base, more) = (route, n),
+            }
+        };
+        self.decide_finally(conn, base, reason)
+    }
+
+    fn step_on(&self, conn: &mut Connection, base: usize) -> Routed {
+        let routed = self.step(&mut View::new(conn.inner()), base, false, &mut Vec::new());
+        trace!(
+            target: "layer4",
+            conn = conn.record().id(), bytes = conn.unread().len(), ?routed, "matching"
+        );
+        routed
+    }
+
+    /// The last pass: no more bytes can come.
+    fn decide_finally(&self, conn: &mut Connection, base: usize, reason: Undecided) -> Decision {
+        let mut undecided = Vec::new();
+        let routed = self.step(&mut View::new(conn.inner()), base, true, &mut undecided);
+        let undecided: SmallVec<[&str; 4]> = undecided
+            .iter()
+            .take(16)
+            .map(|i| &*self.routes[*i].name)
+            .collect();
+        let (id, remote) = (conn.record().id(), conn.record().remote());
+        let error = reason.as_str();
+        if matches!(reason, Undecided::BufferFull) {
+            warn!(target: "layer4", conn = id, %remote, error, ?undecided, "matching connection");
+        } else {
+            debug!(target: "layer4", conn = id, %remote, error, ?undecided, "matching connection");
+        }
+        match routed {
+            Routed::Take(i) => Decision::Take(i),
+            _ => Decision::GaveUp(reason.end_reason()),
+        }
+    }
+}
+
+impl Route {
+    fn provision(i: usize, node: Node, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+        let config: RouteConfig = cx.decode(node)?;
+        let outer = cx.enter_route(i);
+        let name = cx.route_name().into();
+        let sets = Sets::provision(&config.matcher_sets.unwrap_or_default(), cx);
+        let chain = cx.all(config.handle.unwrap_or_default(), |cx, handler| {
+            cx.inline::<Handlers>(handler.node(), "handler")
+        });
+        cx.leave_route(outer);
+        let (sets, chain) = (sets?, chain?);
+        Ok(Self {
+            always: sets.always(),
+            sets,
+            chain,
+            name,
+        })
+    }
+
+    fn matches(&self, view: &mut View<'_>) -> Verdict {
+        if self.always {
+            Verdict::Match
+        } else {
+            self.sets.any(view)
+        }
+    }
+
+    fn is_terminal(&self) -> bool {
+        self.chain.iter().any(|handler| handler.is_terminal())
+    }
+}
+
+enum Decision {
+    Take(usize),
+    Exhausted,
+    GaveUp(EndReason),
+}
+
+/// Why no more bytes can come.
+#[derive(Debug, Clone, Copy)]
+enum Undecided {
+    Timeout,
+    EndOfStream,
+    BufferFull,
+    Failed(io::ErrorKind),
+}
+
+impl Undecided {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Timeout => "aborted matching according to timeout",
+            Self::EndOfStream => "EOF",
+            Self::BufferFull => "matching buffer is full",
+            Self::Failed(_) => "reading failed",
+        }
+    }
+
+    fn end_reason(self) -> EndReason {
+        match self {
+            Self::Timeout => EndReason::MatchTimeout,
+            Self::EndOfStream => EndReason::MatchEof,
+            Self::BufferFull => EndReason::MatchBufferFull,
+            Self::Failed(io::ErrorKind::ConnectionReset) => EndReason::ClientReset,
+            Self::Failed(_) => EndReason::ClientError,
+        }
+    }
+}
+
+/// Fills until `target` bytes are unread (one datagram on a session), or says why that will not happen.
+async fn wait_for(
+    conn: &mut Connection,
+    target: usize,
+    patience: &mut Duration,
+) -> Result<(), Undecided> {
+    loop {
+        if conn.held() >= MATCH_LIMIT {
+            return Err(Undecided::BufferFull);
+        }
+        let started = Instant::now();
+        let filled = timeout(*patience, conn.fill()).await;
+        *patience = patience.saturating_sub(started.elapsed());
+        match filled {
+            Err(_) => return Err(Undecided::Timeout),
+            Ok(Err(error)) => return Err(Undecided::Failed(error.kind())),
+            Ok(Ok(Received::End)) => return Err(Undecided::EndOfStream),
+            Ok(Ok(Received::Data(_))) if conn.is_datagram() || conn.unread().len() >= target => {
+                return Ok(());
+            }
+            Ok(Ok(Received::Data(_))) => {}
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! One server: a name, its route list, and what happens around a connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{debug, error, info};
+
+use crate::{Connection, EndReason, Flow, Generation, Program, Record, Result, Side};
+
+/// How long a datagram session may be silent, unless configured.
+pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// One server of the configuration, provisioned.
+pub struct Server {
+    pub(crate) name: Arc<str>,
+    pub(crate) program: Program,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) generation: Arc<Generation>,
+}
+
+impl Server {
+    /// A server that runs `program`; datagram sessions end when silent for `idle_timeout` in both directions.
+    pub fn new(
+        name: &str,
+        program: Program,
+        idle_timeout: Duration,
+        generation: Arc<Generation>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            program,
+            idle_timeout,
+            generation,
+        }
+    }
+
+    /// Its name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its route list.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// How long a datagram session may be silent in both directions.
+    pub fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
+    }
+
+    /// The generation it belongs to.
+    pub fn generation(&self) -> &Arc<Generation> {
+        &self.generation
+    }
+
+    /// Runs a connection from its first byte to its end, and writes its summary record.
+    ///
+    /// Dropping the future ends the connection; the record is written all the same.
+    pub async fn serve(self: Arc<Self>, conn: Connection) {
+        // Declared first, dropped last: whoever waits for the drain sees all records written.
+        let _active = self.generation.enter();
+        let ending = Ending {
+            server: &self,
+            record: conn.record().clone(),
+        };
+        debug!(
+            target: "layer4",
+            conn = ending.record.id(), server = &*self.name, remote = %ending.record.remote(),
+            network = ending.record.remote().network(), "started handling connection"
+        );
+        match self
+            .generation
+            .cancelled()
+            .run_until_cancelled(self.program.run(conn))
+            .await
+        {
+            Some(result) => ending.finish(result),
+            None => ending.record.end(self.generation.end_reason()),
+        }
+    }
+}
+
+/// Writes the summary when the connection is over, however that came about.
+struct Ending<'a> {
+    server: &'a Server,
+    record: Arc<Record>,
+}
+
+impl Ending<'_> {
+    fn finish(&self, result: Result<Flow>) {
+        let record = &self.record;
+        match result {
+            Ok(Flow::Done) => {}
+            Ok(Flow::Next(_)) if record.route().is_none() => record.end(EndReason::NoRoute),
+            Ok(Flow::Next(_)) => {}
+            Err(failure) => {
+                record.end(failure.reason());
+                let (conn, server, remote) = (record.id(), self.server.name(), record.remote());
+                let (side, phase) = (failure.side(), failure.phase());
+                // What a client does to its own connection is not the operator's problem.
+                if side == Side::Client {
+                    debug!(target: "layer4", conn, server, %remote, ?side, ?phase, error = %failure, "handling connection");
+                } else {
+                    error!(target: "layer4", conn, server, %remote, ?side, ?phase, error = %failure, "handling connection");
+                }
+            }
+        }
+        record.end(EndReason::Completed);
+    }
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let record = &self.record;
+        record.end(if std::thread::panicking() {
+            EndReason::Panic
+        } else {
+            EndReason::Shutdown
+        });
+        info!(
+            target: "conncept::access",
+            conn = record.id(),
+            server = self.server.name(),
+            remote = %record.remote(),
+            network = record.remote().network(),
+            route = record.route().as_deref().unwrap_or("-"),
+            upstream = record.upstream().as_deref().unwrap_or("-"),
+            read = record.bytes_read(),
+            written = record.bytes_written(),
+            duration_ms = record.age().as_secs_f64() * 1000.0,
+            reason = record.end_reason().unwrap_or(EndReason::Completed).as_str(),
+            "connection"
+        );
+    }
+}

@@ -1,0 +1,42 @@
+use l4_core::Program;
+use l4_core::prelude::*;
+use serde::Deserialize;
+
+/// Routes inside a route: runs a list of its own on the connection, with the bytes read so far.
+///
+/// A terminal handler inside ends the connection. If no route matched, or the last one that did was not terminal, the
+/// handlers after the subroute run. A list that could not be decided in time ends the connection.
+pub struct Subroute {
+    program: Program,
+}
+
+/// Configuration of `subroute`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubrouteConfig {
+    /// Routes, asked in this order, as in a server.
+    #[serde(default)]
+    routes: Option<Vec<RawNode>>,
+    /// How long this list waits for the bytes that decide it. Default `"3s"`. Its clock is its own: the outer list's
+    /// stands still meanwhile.
+    #[serde(default)]
+    matching_timeout: Option<GoDuration>,
+}
+
+impl HandlerModule for Subroute {
+    const NAME: &'static str = "subroute";
+    type Config = SubrouteConfig;
+
+    fn provision(config: SubrouteConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+        let routes = config.routes.unwrap_or_default();
+        Ok(Self {
+            program: Program::provision(&routes, config.matching_timeout, cx)?,
+        })
+    }
+}
+
+impl AsyncHandler for Subroute {
+    async fn handle(&self, conn: Connection, _: Rest<'_>) -> Result<Flow> {
+        self.program.run(conn).await
+    }
+}

@@ -1,0 +1,76 @@
+use l4_core::config::IpRanges;
+use l4_core::prelude::*;
+use serde::Deserialize;
+
+/// Configuration of `remote_ip` (`ip`) and `local_ip`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IpConfig {
+    /// Addresses and prefixes, such as `"10.0.0.0/8"` or `"::1"`; `"private_ranges"` stands for the private and
+    /// loopback ones. Global placeholders are filled in at load. Empty or absent never matches.
+    #[serde(default)]
+    ranges: Vec<At<String>>,
+}
+
+impl IpConfig {
+    fn ranges(&self, cx: &mut Provision<'_>) -> Result<IpRanges, Rejected> {
+        let texts = cx.all(&self.ranges, |cx, text| cx.expand_load(text))?;
+        let mut rejected = Ok(());
+        for (text, at) in texts.iter().zip(&self.ranges) {
+            if let Err((_, why)) = IpRanges::parse([text.as_str()]) {
+                rejected = Err(cx.reject_help(
+                    at.node(),
+                    why,
+                    "write an address or a prefix, such as \"192.0.2.1\" or \"10.0.0.0/8\"",
+                ));
+            }
+        }
+        rejected?;
+        IpRanges::parse(texts.iter().map(String::as_str))
+            .map_err(|(_, why)| cx.reject(cx.node(), why))
+    }
+}
+
+/// Matches clients by address: the one a PROXY header named, if one was accepted. Never on a Unix socket.
+pub struct MatchRemoteIp(IpRanges);
+
+impl MatcherModule for MatchRemoteIp {
+    const NAME: &'static str = "remote_ip";
+    type Config = IpConfig;
+
+    fn provision(config: IpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+        Ok(Self(config.ranges(cx)?))
+    }
+}
+
+impl Matcher for MatchRemoteIp {
+    fn matches(&self, view: &mut View<'_>) -> Verdict {
+        Verdict::from_bool(view.remote_ip().is_some_and(|ip| self.0.contains(ip)))
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::Meta
+    }
+}
+
+/// Matches the address that the client connected to. Never on a Unix socket.
+pub struct MatchLocalIp(IpRanges);
+
+impl MatcherModule for MatchLocalIp {
+    const NAME: &'static str = "local_ip";
+    type Config = IpConfig;
+
+    fn provision(config: IpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+        Ok(Self(config.ranges(cx)?))
+    }
+}
+
+impl Matcher for MatchLocalIp {
+    fn matches(&self, view: &mut View<'_>) -> Verdict {
+        Verdict::from_bool(view.local_ip().is_some_and(|ip| self.0.contains(ip)))
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::Meta
+    }
+}

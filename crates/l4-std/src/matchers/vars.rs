@@ -1,0 +1,173 @@
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use l4_core::config::Node;
+use l4_core::conn::Capture;
+use l4_core::prelude::*;
+use regex::Regex;
+use serde::Deserialize;
+
+/// What is compared: a variable by name, or a placeholder written as the whole key.
+enum Subject {
+    Variable(Box<str>),
+    Placeholder(Template),
+}
+
+impl Subject {
+    /// A key with exactly one `{`, at its beginning, and a `}` at its end is a placeholder; any other is a name.
+    fn provision(key: &str, node: Node, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+        let placeholder =
+            key.starts_with('{') && key.ends_with('}') && key.matches('{').count() == 1;
+        Ok(if placeholder {
+            Self::Placeholder(cx.template_at(key, node)?)
+        } else {
+            Self::Variable(key.into())
+        })
+    }
+
+    fn value<'a>(&'a self, view: &'a View<'_>) -> Cow<'a, str> {
+        match self {
+            Self::Variable(name) => Cow::Borrowed(view.var(name).unwrap_or_default()),
+            Self::Placeholder(template) => view.expand(template),
+        }
+    }
+}
+
+/// Matches when some variable or placeholder equals some of the values listed for it. `{}` matches always; an unset
+/// variable is empty.
+pub struct MatchVars {
+    wanted: Vec<(Subject, Vec<Template>)>,
+}
+
+impl MatcherModule for MatchVars {
+    const NAME: &'static str = "vars";
+    type Config = ModuleMap;
+
+    fn provision(config: ModuleMap, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+        let pairs: Vec<(String, Node)> = config.iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        let wanted = cx.all(pairs, |cx, (key, node)| {
+            let subject = Subject::provision(&key, node, cx)?;
+            let values: Vec<At<String>> = cx.decode(node)?;
+            Ok((subject, cx.all(&values, |cx, value| cx.template(value))?))
+        })?;
+        Ok(Self { wanted })
+    }
+}
+
+impl Matcher for MatchVars {
+    fn matches(&self, view: &mut View<'_>) -> Verdict {
+        let equal = |(subject, values): &(Subject, Vec<Template>)| {
+            let value = subject.value(view);
+            values.iter().any(|wanted| view.expand(wanted) == value)
+        };
+        Verdict::from_bool(self.wanted.is_empty() || self.wanted.iter().any(equal))
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::Meta
+    }
+}
+
+/// Matches when some variable or placeholder matches its expression, tried in the order written, and keeps the
+/// captures as `{l4.regexp.GROUP}` and, with a `name`, `{l4.regexp.NAME.GROUP}`. `{}` never matches.
+pub struct MatchVarsRegexp {
+    wanted: Vec<(Subject, Expression)>,
+}
+
+/// A regular expression with an optional name.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExpressionConfig {
+    /// The name under which captures can be read too; letters, digits and underscores.
+    #[serde(default)]
+    name: Option<At<String>>,
+    /// The expression, in RE2 syntax, unanchored.
+    pattern: At<String>,
+}
+
+struct Expression {
+    name: Option<Arc<str>>,
+    regex: Regex,
+    groups: Vec<Arc<str>>,
+}
+
+impl MatcherModule for MatchVarsRegexp {
+    const NAME: &'static str = "vars_regexp";
+    type Config = ModuleMap;
+
+    fn provision(config: ModuleMap, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+        let pairs: Vec<(String, Node)> = config.iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        let wanted = cx.all(pairs, |cx, (key, node)| {
+            let subject = Subject::provision(&key, node, cx)?;
+            let config: ExpressionConfig = cx.decode(node)?;
+            Ok((subject, Expression::provision(&config, cx)?))
+        })?;
+        Ok(Self { wanted })
+    }
+}
+
+impl Expression {
+    fn provision(config: &ExpressionConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+        let name = config.name.as_ref().filter(|name| !name.is_empty());
+        if let Some(name) = name
+            && !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        {
+            return Err(cx.reject_help(
+                name.node(),
+                format!("invalid expression name {:?}", **name),
+                "use letters, digits and underscores only",
+            ));
+        }
+        let regex = Regex::new(&config.pattern).map_err(|error| {
+            cx.reject(
+                config.pattern.node(),
+                format!("invalid regular expression: {error}"),
+            )
+        })?;
+        let numbered = (0..regex.captures_len()).map(|i| i.to_string().into());
+        let named = regex.capture_names().flatten().map(Arc::from);
+        let groups = numbered.chain(named).collect();
+        Ok(Self {
+            name: name.map(|name| name.as_str().into()),
+            regex,
+            groups,
+        })
+    }
+
+    fn capture(&self, text: &str) -> Option<Capture> {
+        let found = self.regex.captures(text)?;
+        let group = |name: &Arc<str>| {
+            let text = match name.parse::<usize>() {
+                Ok(number) => found.get(number),
+                Err(_) => found.name(name),
+            };
+            (name.clone(), text.map_or("", |m| m.as_str()).into())
+        };
+        Some(Capture {
+            prefix: "l4.regexp",
+            name: self.name.clone(),
+            groups: self.groups.iter().map(group).collect(),
+        })
+    }
+}
+
+impl Matcher for MatchVarsRegexp {
+    fn matches(&self, view: &mut View<'_>) -> Verdict {
+        let found = self
+            .wanted
+            .iter()
+            .find_map(|(subject, expression)| expression.capture(&subject.value(view)));
+        match found {
+            Some(capture) => {
+                view.capture(capture);
+                Verdict::Match
+            }
+            None => Verdict::No,
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        // It needs no bytes, and that is what decides whether a client is waited for.
+        Cost::Meta
+    }
+}
