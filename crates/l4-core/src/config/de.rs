@@ -991,7 +991,7 @@ mod tests {
         timeout: GoDuration,
     }
 
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, Deserialize, PartialEq)]
     #[serde(deny_unknown_fields)]
     struct Proxy {
         upstreams: Vec<Upstream>,
@@ -1271,7 +1271,7 @@ mod tests {
         #[derive(Debug, Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Handler {
-            inner: Option<Box<Handler>>,
+            inner: Option<Box<Self>>,
         }
         let decode_inline = |text| {
             let doc = document(text);

@@ -137,17 +137,19 @@ impl Document {
     }
 
     /// The value at a JSON pointer (RFC 6901) such as `/apps/layer4/servers/a/routes/0`. An empty
-    /// pointer, and `/` as messages write it, is the root.
+    /// pointer is the root, and so is `/`, as messages write it, unless there is a member without
+    /// a name.
     pub fn find(&self, pointer: &str) -> Option<Node> {
-        let path = match pointer {
-            "" | "/" => return Some(self.root()),
-            path => path.strip_prefix('/')?,
-        };
-        path.split('/')
-            .try_fold(self.root(), |node, token| match self.value(node) {
-                Value::Array => self.items(node).nth(list_index(token)?),
-                _ => self.member(node, &token.replace("~1", "/").replace("~0", "~")),
-            })
+        let root = self.root();
+        if pointer.is_empty() {
+            return Some(root);
+        }
+        let mut tokens = pointer.strip_prefix('/')?.split('/');
+        let found = tokens.try_fold(root, |node, token| match self.value(node) {
+            Value::Array => self.items(node).nth(list_index(token)?),
+            _ => self.member(node, &token.replace("~1", "/").replace("~0", "~")),
+        });
+        found.or((pointer == "/").then_some(root))
     }
 
     /// All objects with an `@id`, with the id as text, in the order of the text.
@@ -625,7 +627,10 @@ mod tests {
             ),
             ("[\"\\ud83d\"]", "1:3: /0: half of a surrogate pair"),
             ("[\"\\ud83d\\u0041\"]", "1:3: /0: half of a surrogate pair"),
-            ("{\"a\": {\"b\": [1,", "1:16: /a/b: the text ends too early"),
+            (
+                "{\"a\": {\"b\": [1,",
+                "1:16: /a/b/1: the text ends too early",
+            ),
         ];
         for (text, expected) in rows {
             let seen = complaint(text);
@@ -658,7 +663,7 @@ mod tests {
         assert_eq!(
             seen,
             [
-                "l4.json:2:15: /b/c: duplicate key \"c\", first defined at line 2, column 7",
+                "l4.json:2:16: /b/c: duplicate key \"c\", first defined at line 2, column 8",
                 "l4.json:3:2: /a: duplicate key \"a\", first defined at line 1, column 2",
                 "l4.json:4:2: /: the key x has no quotes, write \"x\"",
             ]
@@ -695,6 +700,7 @@ mod tests {
             let node = doc.find(pointer).unwrap_or_else(|| panic!("{pointer}"));
             assert_eq!(doc.pointer(node), pointer);
         }
+        assert_eq!(doc.find("/"), Some(doc.root()));
         for pointer in [
             "a",
             "/x",

@@ -119,9 +119,9 @@ impl fmt::Display for GoDuration {
         }
         match nanos {
             0 => return f.write_str("0s"),
-            ..1_000 => return write!(f, "{nanos}ns"),
-            ..1_000_000 => return write!(f, "{}\u{b5}s", Decimal(nanos, 1_000)),
-            ..1_000_000_000 => return write!(f, "{}ms", Decimal(nanos, 1_000_000)),
+            1..1_000 => return write!(f, "{nanos}ns"),
+            1_000..1_000_000 => return write!(f, "{}\u{b5}s", Decimal(nanos, 1_000)),
+            1_000_000..1_000_000_000 => return write!(f, "{}ms", Decimal(nanos, 1_000_000)),
             _ => {}
         }
         let minutes = nanos / (60 * SECOND);
