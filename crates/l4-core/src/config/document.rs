@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
-use super::error::ConfigError;
+use super::error::{ConfigError, shortened};
 use super::source::{Position, Source, Span};
 use super::syntax::{self, Entry, Kind, Origin, Text, Tree};
 
@@ -61,7 +61,7 @@ impl Document {
     /// # Errors
     ///
     /// Everything found wrong: all duplicate keys and `@id`s, and the place where the text stops
-    /// being JSON. Never empty.
+    /// being JSON. Never empty; beyond 100 duplicates the rest is left for the next run.
     pub fn parse(name: &str, text: &[u8]) -> Result<Self, Vec<ConfigError>> {
         if text.len() > Source::MAX_BYTES {
             return Err(vec![ConfigError::without_place(
@@ -84,7 +84,7 @@ impl Document {
         inner.index_ids(&mut errors);
         let document = Self(Arc::new(inner));
         errors.extend(fault.map(|fault| document.syntax_error(fault)));
-        errors.sort_by_key(ConfigError::position);
+        errors.sort_by_key(ConfigError::offset);
         if errors.is_empty() {
             Ok(document)
         } else {
@@ -340,9 +340,13 @@ impl Inner {
                 let Some(((key, first), later)) = same.split_first() else {
                     continue;
                 };
+                if errors.len() >= MAX_DUPLICATES {
+                    return;
+                }
                 let place = self.source.position(self.key_span(*first).start);
                 let (line, column) = (place.line, place.column);
-                errors.extend(later.iter().map(|&(_, second)| {
+                let key = shortened(key);
+                errors.extend(later.iter().take(MAX_DUPLICATES).map(|&(_, second)| {
                     let message = format!(
                         "duplicate key {key:?}, first defined at line {line}, column {column}"
                     );
@@ -358,6 +362,9 @@ impl Inner {
         let mut ids = Vec::new();
         let mut owners: HashMap<Box<str>, Node> = HashMap::new();
         for object in self.tree.nodes() {
+            if errors.len() >= 2 * MAX_DUPLICATES {
+                break;
+            }
             // Of duplicate keys only the first counts; they are reported as such.
             let Some((_, node)) = self.all_members(object).find(|&(key, _)| key == ID_KEY) else {
                 continue;
@@ -372,7 +379,7 @@ impl Inner {
             };
             if let Some(&first) = owners.get(&id) {
                 let [one, two] = [first, object].map(|owner| self.pointer(owner));
-                let message = format!("duplicate ID '{id}' found at {one} and {two}");
+                let message = format!("duplicate ID '{}' found at {one} and {two}", shortened(&id));
                 errors.push(self.error(node, message));
                 continue;
             }
@@ -472,13 +479,16 @@ fn write_json_string(text: &str, out: &mut String) {
     out.push('"');
 }
 
+/// Placing an error costs a walk over its line, and the whole text may be one line.
+const MAX_DUPLICATES: usize = 100;
+
 const ID_KEY: &str = "@id";
 
 /// Stands in for nodes of another document.
 static NOWHERE: Entry = Entry::NOWHERE;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -734,8 +744,17 @@ mod tests {
         assert_eq!(doc.error(node, "no").to_string(), "l4.json:1:1: /: no");
     }
 
+    #[test]
+    fn the_number_of_duplicates_reported_is_bounded() {
+        let members: Vec<_> = (0..20_000)
+            .map(|i| format!("\"{}\": {{\"@id\": []}}", i / 2))
+            .collect();
+        let seen = complaints(format!("{{{}}}", members.join(",")));
+        assert_eq!(seen.len(), 2 * MAX_DUPLICATES);
+    }
+
     /// JSON without `@id`s and duplicate keys, in any layout.
-    fn json() -> impl Strategy<Value = String> {
+    pub(in super::super) fn json() -> impl Strategy<Value = String> {
         let leaf = prop_oneof![
             Just("null".to_owned()),
             any::<bool>().prop_map(|value| value.to_string()),
@@ -834,7 +853,8 @@ mod tests {
         ) {
             let (at, _) = text.char_indices().nth(at.index(text.chars().count())).unwrap();
             let (head, tail) = text.split_at(at);
-            agrees_with_serde_json(&format!("{head}{piece}{}", &tail[tail.chars().next().unwrap().len_utf8()..]))?;
+            let after: String = tail.chars().skip(1).collect();
+            agrees_with_serde_json(&format!("{head}{piece}{after}"))?;
             agrees_with_serde_json(&format!("{head}{piece}{tail}"))?;
         }
 

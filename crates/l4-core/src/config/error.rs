@@ -105,6 +105,14 @@ impl ConfigError {
         self.0.site.position()
     }
 
+    /// Byte offset of the caret; cheap, where counting columns is not.
+    pub(super) fn offset(&self) -> Option<u32> {
+        match &self.0.site {
+            Site::Named(_) => None,
+            Site::Text { marked, .. } => Some(marked.start),
+        }
+    }
+
     /// The name the text was read under, such as a file name.
     pub fn source_name(&self) -> &str {
         self.0.site.name()
@@ -198,7 +206,11 @@ impl Errors {
 impl From<Vec<ConfigError>> for Errors {
     fn from(mut errors: Vec<ConfigError>) -> Self {
         // Stable: errors of one place keep the order in which they were found.
-        errors.sort_by_cached_key(|error| (error.source_name().to_owned(), error.position()));
+        errors.sort_by(|a, b| {
+            a.source_name()
+                .cmp(b.source_name())
+                .then_with(|| a.offset().cmp(&b.offset()))
+        });
         Self(errors)
     }
 }
@@ -278,6 +290,14 @@ fn one_line(text: &str) -> String {
         .collect()
 }
 
+/// A name or value as a message repeats it, cut to [`QUOTED_CHARS`] characters.
+pub(super) fn shortened(text: &str) -> String {
+    match text.char_indices().nth(QUOTED_CHARS) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}{ELLIPSIS}", text.get(..end).unwrap_or_default()),
+    }
+}
+
 /// Text from a configuration, fit for a terminal: control characters other than tab become one
 /// replacement character each, so that columns stay right and no escape sequence gets through.
 struct Printable<'a>(&'a str);
@@ -316,6 +336,8 @@ const LINE_CHARS: usize = 100;
 const CHARS_BEFORE: usize = 40;
 /// Longest value that is shown.
 const VALUE_CHARS: usize = 72;
+/// Longest part of a name or value that a message repeats.
+const QUOTED_CHARS: usize = 48;
 const ELLIPSIS: &str = "\u{2026}";
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// Half-open range of byte offsets. Offsets are 32 bits because [`Source::MAX_BYTES`] bounds every text.
+/// Half-open range of byte offsets. They are 32 bits because [`Source::MAX_BYTES`] bounds texts.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) start: u32,
@@ -107,7 +107,8 @@ impl fmt::Debug for Source {
     }
 }
 
-/// Texts longer than [`Source::MAX_BYTES`] are refused before any offset is taken, so nothing saturates in practice.
+/// Longer texts than [`Source::MAX_BYTES`] are refused before any offset is taken, so nothing
+/// saturates in practice.
 fn offset(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
 }

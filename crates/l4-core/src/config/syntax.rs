@@ -5,6 +5,7 @@
 //! complaints can be made about it in the same run.
 
 use super::document::Node;
+use super::error::shortened;
 use super::source::Span;
 use super::suggest::closest;
 
@@ -292,8 +293,9 @@ impl Parser<'_> {
         if word.is_empty() {
             return Err(self.unexpected(object, "a key in double quotes"));
         }
-        let message = format!("the key {word} has no quotes, write \"{word}\"");
         let span = Span::new(self.at, self.at + word.len());
+        let word = shortened(word);
+        let message = format!("the key {word} has no quotes, write \"{word}\"");
         Err(self.fault(Some(object), span, message))
     }
 
@@ -306,7 +308,7 @@ impl Parser<'_> {
             _ => {
                 let message = match closest(word, ["true", "false", "null"]) {
                     Some(name) => format!("unknown word {word} (did you mean {name}?)"),
-                    None => format!("unknown word {word}"),
+                    None => format!("unknown word {}", shortened(word)),
                 };
                 let span = Span::new(self.at, self.at + word.len());
                 let fault = self.fault(Some(node), span, message);
