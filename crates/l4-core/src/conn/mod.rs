@@ -169,6 +169,12 @@ impl Connection {
         self.0.transport.into_raw()
     }
 
+    /// The transport with the unread bytes; everything else that was known is freed. What is read and written goes on
+    /// being counted in the record.
+    pub fn into_transport(self) -> Transport {
+        self.0.transport
+    }
+
     /// The transport, for a copy path that polls both directions.
     pub fn transport(&mut self) -> &mut Transport {
         self.0.facts.clear();

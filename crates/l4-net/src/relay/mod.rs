@@ -1,0 +1,454 @@
+//! Moves bytes between a client and the upstream it was given, until both are done.
+//!
+//! One future drives both directions. While nothing moves it holds no buffer and no timer: bytes pass through a scratch
+//! buffer of the thread, and only what a slow receiver did not take is kept, in a stash that is freed when empty. A
+//! sender is not read while a receiver of its bytes is slow.
+//!
+//! An upstream may be several peers: each gets every byte of the client, and their answers are merged, a chunk at a
+//! time. The slowest peer sets the pace; one that fails is dropped while others live.
+//!
+//! This is the engine that works on anything. A second one, for two plain sockets under sustained load (`splice(2)`),
+//! has its place beside `scratch.rs` and is entered from [`Relay`], which knows both ends' [`Io`](l4_core::Io).
+
+mod scratch;
+#[cfg(test)]
+mod tests;
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use l4_core::conn::Received;
+use l4_core::{EndReason, Io, Transport};
+use smallvec::SmallVec;
+use tokio::io::AsyncWrite as _;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use scratch::{Stash, with_scratch};
+
+/// Time limits of a relay. `None` is no limit.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    /// Nothing has moved in either direction for this long.
+    pub idle: Option<Duration>,
+    /// The upstream has ended its stream, and the client has neither sent nor ended for this long.
+    pub half_closed: Option<Duration>,
+}
+
+/// How a relay came to its end, and what it moved.
+#[derive(Debug)]
+pub struct Relayed {
+    /// Bytes received from the client and passed on.
+    pub up: u64,
+    /// Bytes received from the peers.
+    pub down: u64,
+    /// Why it ended.
+    pub reason: EndReason,
+    /// The error behind `reason`, if it was one.
+    pub error: Option<io::Error>,
+}
+
+/// Relays until both directions are over, an end fails, or a limit is reached. Then everything is closed.
+///
+/// * The end of one direction is passed on as such (half-close) while the other goes on.
+/// * A reset of one side is passed on as a reset, after what was received before it has been handed to the kernel.
+/// * A datagram client is over when its session is; datagrams keep their boundaries, the empty ones too. A stream
+///   client's bytes become datagrams as they are read, at most 8 KiB each; a datagram client's become a stream.
+///
+/// Cancel safe in the sense that dropping it closes both sides.
+pub async fn relay(
+    client: Transport,
+    peers: impl IntoIterator<Item = Transport>,
+    limits: Limits,
+) -> Relayed {
+    let mut relay = Relay::new(client, peers, limits);
+    let (reason, error) = poll_fn(|cx| relay.poll(cx)).await;
+    Relayed { up: relay.up, down: relay.down, reason, error }
+}
+
+struct Relay {
+    client: Transport,
+    peers: SmallVec<[Peer; 1]>,
+    /// What a slow client did not take yet.
+    stash: Stash,
+    /// The client ended its stream, or it is not waited for any more.
+    client_done: bool,
+    /// Bytes of the client that nobody was left to take.
+    discarded: usize,
+    /// The client's write side was shut down.
+    client_shut: bool,
+    limits: Limits,
+    quiet: Option<Box<Quiet>>,
+    up: u64,
+    down: u64,
+}
+
+struct Peer {
+    transport: Transport,
+    /// What a slow peer did not take yet.
+    stash: Stash,
+    /// It takes no more bytes: it failed, or the client's end was passed on.
+    write_done: bool,
+    /// It gives no more bytes.
+    read_done: bool,
+    /// It broke the connection.
+    failed: Option<io::Error>,
+}
+
+/// A limit on silence. Exists only where one applies.
+struct Quiet {
+    sleep: Pin<Box<Sleep>>,
+    limit: Duration,
+    since: Instant,
+    reason: EndReason,
+}
+
+type End = (EndReason, Option<io::Error>);
+
+/// A direction yields after moving this much, so that one busy connection does not starve the others of its thread.
+const BUDGET: usize = 1024 * 1024;
+
+/// How much a client may go on sending after everything is over, so that it gets to read the end of the answer.
+const DISCARD_LIMIT: usize = 256 * 1024;
+
+/// The most bytes of a stream that become one datagram.
+const STREAM_TO_DATAGRAM: usize = 8 * 1024;
+
+impl Relay {
+    fn new(client: Transport, peers: impl IntoIterator<Item = Transport>, limits: Limits) -> Self {
+        let peers = peers.into_iter().map(Peer::new).collect();
+        let mut relay = Self {
+            client,
+            peers,
+            stash: Stash::default(),
+            client_done: false,
+            discarded: 0,
+            client_shut: false,
+            limits,
+            quiet: None,
+            up: 0,
+            down: 0,
+        };
+        if let Some(limit) = limits.idle {
+            relay.watch(limit, EndReason::IdleTimeout);
+        }
+        relay
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let before = (self.up, self.down);
+        let mut yielding = false;
+        for direction in [Self::poll_up, Self::poll_down] {
+            match direction(self, cx) {
+                Ok(Pace::Waiting) => {}
+                Ok(Pace::Yielding) => yielding = true,
+                Err(end) => return Poll::Ready(self.finish(end)),
+            }
+        }
+        if self.client_done && self.client_shut && self.peers.iter().all(|peer| peer.write_done) {
+            return Poll::Ready(self.finish((EndReason::Completed, None)));
+        }
+        if yielding {
+            cx.waker().wake_by_ref();
+        }
+        let moved = before != (self.up, self.down);
+        ready!(self.poll_quiet(cx, moved)).map_or(Poll::Pending, |end| Poll::Ready(self.finish(end)))
+    }
+
+    /// Client to peers.
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Result<Pace, End> {
+        let chunk = self.up_chunk();
+        let mut budget = BUDGET;
+        while !self.client_done {
+            let blocked = self.peers.iter_mut().any(|peer| !peer.flush_stash(cx));
+            if blocked {
+                return Ok(Pace::Waiting);
+            }
+            let unwanted = self.peers.iter().all(|peer| peer.write_done);
+            if unwanted && !self.client_shut {
+                // Nobody takes the client's bytes, but it still gets answers: they stay in its socket.
+                return Ok(Pace::Waiting);
+            }
+            let (client, peers) = (&mut self.client, &mut self.peers);
+            let received = with_scratch(|scratch| {
+                let scratch = &mut scratch[..chunk];
+                let received = client.poll_receive(cx, scratch);
+                if let Poll::Ready(Ok(Received::Data(n))) = received {
+                    for peer in peers.iter_mut() {
+                        peer.send(cx, &scratch[..n]);
+                    }
+                }
+                received
+            });
+            match received {
+                Poll::Pending => {
+                    for peer in &mut self.peers {
+                        peer.flush(cx);
+                    }
+                    return Ok(Pace::Waiting);
+                }
+                Poll::Ready(Ok(Received::Data(n))) if unwanted => {
+                    // Closing now would reset the client and could destroy the answer it has not read yet.
+                    self.discarded += n.max(1);
+                    self.client_done = self.discarded > DISCARD_LIMIT;
+                }
+                Poll::Ready(Ok(Received::Data(n))) => {
+                    self.up += n as u64;
+                    budget = budget.saturating_sub(n.max(1));
+                    if budget == 0 {
+                        return Ok(Pace::Yielding);
+                    }
+                }
+                Poll::Ready(Ok(Received::End)) => self.client_ended()?,
+                // A peer of TLS that just closes its socket: rustls calls it an error, users call it the end.
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    self.client_ended()?;
+                }
+                Poll::Ready(Err(error)) => return Err(client_failed(error)),
+            }
+        }
+        for peer in &mut self.peers {
+            peer.poll_end(cx);
+        }
+        Ok(Pace::Waiting)
+    }
+
+    fn client_ended(&mut self) -> Result<(), End> {
+        if self.client.is_datagram() {
+            // The session is over: there is nobody to give answers to.
+            return Err((EndReason::IdleTimeout, None));
+        }
+        self.client_done = true;
+        Ok(())
+    }
+
+    /// Peers to client.
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Result<Pace, End> {
+        let mut budget = BUDGET;
+        for i in 0..self.peers.len() {
+            while !self.peers[i].read_done {
+                if !self.flush_stash(cx)? {
+                    return Ok(Pace::Waiting);
+                }
+                let (client, peer, stash) = (&mut self.client, &mut self.peers[i], &mut self.stash);
+                let received = with_scratch(|scratch| {
+                    let received = peer.transport.poll_receive(cx, scratch);
+                    if let Poll::Ready(Ok(Received::Data(n))) = received {
+                        stash.send(client, cx, &scratch[..n]).map_err(client_failed)?;
+                    }
+                    Ok(received)
+                })?;
+                match received {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(Received::Data(n))) => {
+                        self.down += n as u64;
+                        budget = budget.saturating_sub(n.max(1));
+                        if budget == 0 {
+                            return Ok(Pace::Yielding);
+                        }
+                    }
+                    Poll::Ready(Ok(Received::End)) => peer.read_done = true,
+                    Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                        peer.read_done = true;
+                    }
+                    Poll::Ready(Err(error)) if peer.transport.is_datagram() && is_transient(&error) => {
+                        budget = budget.saturating_sub(BUDGET / 16);
+                        if budget == 0 {
+                            return Ok(Pace::Yielding);
+                        }
+                    }
+                    Poll::Ready(Err(error)) => {
+                        peer.read_done = true;
+                        peer.fail(error);
+                    }
+                }
+            }
+        }
+        if !self.flush_stash(cx)? {
+            return Ok(Pace::Waiting);
+        }
+        // Not an error worth ending for: the next read or write tells.
+        let _ = Pin::new(&mut self.client).poll_flush(cx);
+        if self.peers.iter().all(|peer| peer.read_done) && !self.client_shut {
+            return self.peers_ended(cx);
+        }
+        Ok(Pace::Waiting)
+    }
+
+    /// No peer gives any more: pass the end, or the break, on to the client.
+    fn peers_ended(&mut self, cx: &mut Context<'_>) -> Result<Pace, End> {
+        // With several peers one that breaks is dropped; the client is told only when none has come to a good end.
+        let broken = self.peers.iter().all(|peer| peer.failed.is_some());
+        if let (true, Some(error)) = (broken, self.peers.iter_mut().find_map(|p| p.failed.take())) {
+            let reason = if is_reset(&error) { EndReason::UpstreamReset } else { EndReason::UpstreamError };
+            return Err((reason, Some(error)));
+        }
+        if self.client.is_datagram() {
+            return Err((EndReason::Completed, None));
+        }
+        let layered = matches!(self.client.io(), Io::Layer(_));
+        if !self.client_done || layered {
+            // With the client's direction over, too, closing its socket says the same and costs a call less.
+            match Pin::new(&mut self.client).poll_shutdown(cx) {
+                Poll::Pending => return Ok(Pace::Waiting),
+                // The client was quicker: not an error.
+                Poll::Ready(_) => {}
+            }
+        }
+        self.client_shut = true;
+        if let (false, Some(limit)) = (self.client_done, self.limits.half_closed) {
+            self.watch(limit, EndReason::HalfCloseTimeout);
+        }
+        Ok(Pace::Waiting)
+    }
+
+    fn flush_stash(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        self.stash.flush(&mut self.client, cx).map_err(client_failed)
+    }
+
+    /// How much is read from the client at once.
+    fn up_chunk(&self) -> usize {
+        let into_datagrams = self.peers.iter().any(|peer| peer.transport.is_datagram());
+        if into_datagrams && !self.client.is_datagram() { STREAM_TO_DATAGRAM } else { scratch::SIZE }
+    }
+
+    fn watch(&mut self, limit: Duration, reason: EndReason) {
+        let since = Instant::now();
+        let sleep = Box::pin(sleep_until(since + limit));
+        self.quiet = Some(Box::new(Quiet { sleep, limit, since, reason }));
+    }
+
+    /// Ready with an end when nothing has moved for too long. Pending otherwise, or ready without one where no limit
+    /// applies.
+    fn poll_quiet(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<Option<End>> {
+        let Some(quiet) = &mut self.quiet else { return Poll::Ready(None) };
+        if moved {
+            quiet.since = Instant::now();
+        }
+        // The timer is not moved at every byte: when it fires it is set anew for what is left.
+        while quiet.sleep.as_mut().poll(cx).is_ready() {
+            let left = quiet.limit.saturating_sub(quiet.since.elapsed());
+            if left.is_zero() {
+                return Poll::Ready(Some((quiet.reason, None)));
+            }
+            quiet.sleep.as_mut().reset(Instant::now() + left);
+        }
+        Poll::Pending
+    }
+
+    /// Decides how the sockets are closed: a break on one side must not look like a clean end on the other.
+    fn finish(&mut self, (reason, error): End) -> End {
+        match reason {
+            EndReason::ClientReset | EndReason::ClientError => {
+                for peer in &self.peers {
+                    reset_on_close(&peer.transport);
+                }
+            }
+            EndReason::UpstreamReset | EndReason::UpstreamError => {
+                reset_on_close(&self.client);
+            }
+            _ => {}
+        }
+        (reason, error)
+    }
+}
+
+enum Pace {
+    /// The sockets will wake the task.
+    Waiting,
+    /// There is more to do at once, but others shall have their turn.
+    Yielding,
+}
+
+impl Peer {
+    fn new(transport: Transport) -> Self {
+        Self { transport, stash: Stash::default(), write_done: false, read_done: false, failed: None }
+    }
+
+    /// Sends a chunk of the client; what is not taken at once is stashed. Nothing is stashed when called.
+    fn send(&mut self, cx: &mut Context<'_>, data: &[u8]) {
+        if self.write_done {
+            return;
+        }
+        if let Err(error) = self.stash.send(&mut self.transport, cx, data) {
+            self.fail(error);
+        }
+    }
+
+    /// Whether nothing is left that this peer has yet to take.
+    fn flush_stash(&mut self, cx: &mut Context<'_>) -> bool {
+        match self.stash.flush(&mut self.transport, cx) {
+            Ok(empty) => empty,
+            Err(error) => {
+                self.fail(error);
+                true
+            }
+        }
+    }
+
+    fn flush(&mut self, cx: &mut Context<'_>) {
+        let _ = Pin::new(&mut self.transport).poll_flush(cx);
+    }
+
+    /// Passes the client's end on, once everything before it was taken.
+    fn poll_end(&mut self, cx: &mut Context<'_>) {
+        if self.write_done || !self.flush_stash(cx) {
+            return;
+        }
+        if self.transport.is_datagram() {
+            // There is no half-closing a datagram socket: the client is done, so is this.
+            self.write_done = true;
+            self.read_done = true;
+            return;
+        }
+        if self.read_done && !matches!(self.transport.io(), Io::Layer(_)) {
+            // It has ended as well: closing says the same and costs a call less.
+            self.write_done = true;
+            return;
+        }
+        if Pin::new(&mut self.transport).poll_shutdown(cx).is_ready() {
+            self.write_done = true;
+        }
+    }
+
+    /// Notes an error of this peer. Its answer may still be waiting in the socket, so reading goes on until that ends.
+    fn fail(&mut self, error: io::Error) {
+        self.stash.clear();
+        self.write_done = true;
+        // A broken pipe means that it ended its stream properly first and then refused more: Linux reports a reset
+        // that comes before the end as such.
+        if error.kind() != io::ErrorKind::BrokenPipe {
+            self.failed.get_or_insert(error);
+        }
+    }
+}
+
+fn client_failed(error: io::Error) -> End {
+    let reason = if is_reset(&error) { EndReason::ClientReset } else { EndReason::ClientError };
+    (reason, Some(error))
+}
+
+fn is_reset(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
+/// What a connected datagram socket reports about single datagrams, or about a server that is away for a moment. It
+/// must not end the session: when the server is back its answers must be read.
+fn is_transient(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::OutOfMemory
+    ) || matches!(error.raw_os_error(), Some(libc::EMSGSIZE | libc::ENOBUFS | libc::EPERM))
+}
+
+fn reset_on_close(transport: &Transport) {
+    if let Io::Tcp(socket) = transport.io() {
+        // Best effort: the socket may be gone already.
+        let _ = socket.set_zero_linger();
+    }
+}

@@ -1,0 +1,336 @@
+use std::sync::Arc;
+
+use l4_core::conn::{Record, Session};
+use l4_core::Addr;
+use proptest::prelude::*;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+
+const NO_LIMITS: Limits = Limits { idle: None, half_closed: None };
+
+/// What one end does, in order; reading goes on beside it.
+#[derive(Debug, Clone)]
+enum Op {
+    Write(usize),
+    Yield,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(prop_oneof![(1usize..3000).prop_map(Op::Write), Just(Op::Yield)], 0..12)
+}
+
+/// Bytes whose order and completeness show in their values.
+fn pattern(seed: u8, len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ seed).collect()
+}
+
+fn total(ops: &[Op]) -> usize {
+    ops.iter().map(|op| if let Op::Write(n) = op { *n } else { 0 }).sum()
+}
+
+/// Plays `ops`, ends its stream, and returns all it received, `read_size` bytes at a time, and whether the end stayed
+/// the end.
+async fn play<S>(socket: S, seed: u8, ops: Vec<Op>, read_size: usize) -> (Vec<u8>, bool)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut reader, mut writer) = tokio::io::split(socket);
+    let data = pattern(seed, total(&ops));
+    let writing = tokio::spawn(async move {
+        let mut at = 0;
+        for op in ops {
+            match op {
+                Op::Write(n) => {
+                    writer.write_all(&data[at..at + n]).await.unwrap();
+                    at += n;
+                }
+                Op::Yield => tokio::task::yield_now().await,
+            }
+        }
+        writer.shutdown().await.unwrap();
+        writer
+    });
+    let mut received = Vec::new();
+    let mut buf = vec![0; read_size];
+    loop {
+        match reader.read(&mut buf).await.unwrap() {
+            0 => break,
+            n => received.extend_from_slice(&buf[..n]),
+        }
+        tokio::task::yield_now().await;
+    }
+    // After the end there is only the end.
+    let still_ended = reader.read(&mut buf).await.unwrap() == 0;
+    writing.await.unwrap();
+    (received, still_ended)
+}
+
+fn layer(stream: DuplexStream) -> (Transport, Arc<Record>) {
+    let record = Arc::new(Record::new(Addr::UNNAMED));
+    (Transport::new(Io::Layer(Box::new(stream)), Some(record.clone())), record)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_goes_in_comes_out_in_order_with_exact_counts(
+        up in ops(), down in ops(),
+        capacities in (1usize..600, 1usize..600),
+        reads in (1usize..500, 1usize..500),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (ours, client) = tokio::io::duplex(capacities.0);
+            let (theirs, server) = tokio::io::duplex(capacities.1);
+            let (client_side, record) = layer(ours);
+            let (server_side, _) = layer(theirs);
+            let relaying = tokio::spawn(relay(client_side, [server_side], NO_LIMITS));
+            let client = tokio::spawn(play(client, 1, up.clone(), reads.0));
+            let server = tokio::spawn(play(server, 2, down.clone(), reads.1));
+            assert_eq!(client.await.unwrap(), (pattern(2, total(&down)), true));
+            assert_eq!(server.await.unwrap(), (pattern(1, total(&up)), true));
+            let relayed = relaying.await.unwrap();
+            assert_eq!(relayed.reason, EndReason::Completed);
+            assert_eq!((relayed.up, relayed.down), (total(&up) as u64, total(&down) as u64));
+            assert_eq!((record.bytes_read(), record.bytes_written()), (relayed.up, relayed.down));
+        });
+    }
+
+    #[test]
+    fn every_peer_gets_everything_and_answers_are_merged_whole(
+        up in ops(), downs in prop::collection::vec(1usize..2000, 2..4), capacity in 1usize..400,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (ours, client) = tokio::io::duplex(capacity);
+            let mut peers = Vec::new();
+            let mut servers = Vec::new();
+            for (i, down) in downs.iter().enumerate() {
+                let (theirs, server) = tokio::io::duplex(capacity);
+                peers.push(layer(theirs).0);
+                let ops = vec![Op::Write(*down)];
+                servers.push(tokio::spawn(play(server, i as u8, ops, 64)));
+            }
+            let relaying = tokio::spawn(relay(layer(ours).0, peers, NO_LIMITS));
+            let (answer, _) = play(client, 9, up.clone(), 64).await;
+            assert_eq!(answer.len(), downs.iter().sum::<usize>());
+            for server in servers {
+                assert_eq!(server.await.unwrap().0, pattern(9, total(&up)));
+            }
+            assert_eq!(relaying.await.unwrap().reason, EndReason::Completed);
+        });
+    }
+}
+
+/// Two real TCP connections with the relay between them; small buffers make partial writes the rule.
+async fn tcp_pair() -> (TcpStream, TcpStream, tokio::task::JoinHandle<Relayed>, Arc<Record>) {
+    tcp_pair_with(NO_LIMITS).await
+}
+
+async fn tcp_pair_with(
+    limits: Limits,
+) -> (TcpStream, TcpStream, tokio::task::JoinHandle<Relayed>, Arc<Record>) {
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let accepted = listener.accept().await.unwrap().0;
+        for socket in [&dialled, &accepted] {
+            socket2::SockRef::from(socket).set_send_buffer_size(4096).unwrap();
+        }
+        (dialled, accepted)
+    }
+    let (client, ours) = connected().await;
+    let (theirs, server) = connected().await;
+    let record = Arc::new(Record::new(Addr::Tcp(client.local_addr().unwrap())));
+    let client_side = Transport::new(Io::Tcp(ours), Some(record.clone()));
+    let relaying = tokio::spawn(relay(client_side, [Transport::new(Io::Tcp(theirs), None)], limits));
+    (client, server, relaying, record)
+}
+
+#[tokio::test]
+async fn bulk_both_ways_over_small_socket_buffers_is_complete() {
+    let (client, server, relaying, record) = tcp_pair().await;
+    let writes = |n| vec![Op::Write(n); 20];
+    let client = tokio::spawn(play(client, 1, writes(50_000), 7000));
+    let server = tokio::spawn(play(server, 2, writes(30_000), 9000));
+    assert_eq!(client.await.unwrap().0, pattern(2, 600_000));
+    assert_eq!(server.await.unwrap().0, pattern(1, 1_000_000));
+    let relayed = relaying.await.unwrap();
+    assert_eq!((relayed.up, relayed.down), (1_000_000, 600_000));
+    assert_eq!((record.bytes_read(), record.bytes_written()), (1_000_000, 600_000));
+}
+
+#[tokio::test]
+async fn a_half_close_leaves_the_other_direction_open() {
+    let (mut client, mut server, relaying, _) = tcp_pair().await;
+    client.write_all(b"question").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut question = Vec::new();
+    server.read_to_end(&mut question).await.unwrap();
+    assert_eq!(question, b"question");
+    server.write_all(b"answer").await.unwrap();
+    drop(server);
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, b"answer");
+    assert_eq!(relaying.await.unwrap().reason, EndReason::Completed);
+}
+
+#[tokio::test]
+async fn a_server_that_ends_first_still_gets_what_the_client_sends() {
+    let (mut client, mut server, relaying, _) = tcp_pair().await;
+    server.write_all(b"banner").await.unwrap();
+    server.shutdown().await.unwrap();
+    let mut banner = Vec::new();
+    client.read_to_end(&mut banner).await.unwrap();
+    let upload = pattern(3, 100_000);
+    let sending = tokio::spawn(async move {
+        client.write_all(&pattern(3, 100_000)).await.unwrap();
+        client.shutdown().await.unwrap();
+        client
+    });
+    let mut received = Vec::new();
+    server.read_to_end(&mut received).await.unwrap();
+    assert!(received == upload);
+    sending.await.unwrap();
+    assert_eq!(relaying.await.unwrap().reason, EndReason::Completed);
+}
+
+#[tokio::test]
+async fn a_client_reset_resets_the_upstream() {
+    let (client, mut server, relaying, _) = tcp_pair().await;
+    client.set_zero_linger().unwrap();
+    drop(client);
+    let error = server.read(&mut [0; 16]).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(relaying.await.unwrap().reason, EndReason::ClientReset);
+}
+
+#[tokio::test]
+async fn an_upstream_reset_resets_the_client_after_what_came_before() {
+    let (mut client, mut server, relaying, _) = tcp_pair().await;
+    server.write_all(b"half an ans").await.unwrap();
+    let mut half = [0; 11];
+    client.read_exact(&mut half).await.unwrap();
+    server.set_zero_linger().unwrap();
+    drop(server);
+    let error = client.read(&mut half).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(relaying.await.unwrap().reason, EndReason::UpstreamReset);
+}
+
+#[tokio::test]
+async fn an_answer_survives_a_server_that_refuses_the_rest_of_the_upload() {
+    let (mut client, mut server, relaying, _) = tcp_pair().await;
+    client.write_all(&[0; 2000]).await.unwrap();
+    let mut some = [0; 1000];
+    server.read_exact(&mut some).await.unwrap();
+    // An early refusal, as a web server gives to a body that is too large: answer, end, close with input unread.
+    server.write_all(b"413").await.unwrap();
+    server.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, b"413");
+    drop(server);
+    let _ = client.write_all(&[0; 2000]).await;
+    drop(client);
+    let reason = relaying.await.unwrap().reason;
+    assert!(
+        matches!(reason, EndReason::Completed | EndReason::ClientReset | EndReason::UpstreamReset),
+        "{reason}"
+    );
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_back_a_fast_sender() {
+    let (mut client, server, relaying, record) = tcp_pair().await;
+    let sending = tokio::spawn(async move {
+        let _ = client.write_all(&vec![0; 64 * 1024 * 1024]).await;
+    });
+    // The server does not read. What the relay takes in is bounded by the kernel's buffers, not by the sender.
+    let mut last = u64::MAX;
+    while record.bytes_read() != last {
+        last = record.bytes_read();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(last < 32 * 1024 * 1024, "{last}");
+    drop(server);
+    let _ = relaying.await.unwrap();
+    let _ = sending.await;
+}
+
+#[tokio::test]
+async fn a_client_that_lingers_after_the_end_is_let_go() {
+    let limits = Limits { half_closed: Some(Duration::from_millis(50)), ..NO_LIMITS };
+    let (mut client, server, relaying, _) = tcp_pair_with(limits).await;
+    drop(server);
+    assert_eq!(relaying.await.unwrap().reason, EndReason::HalfCloseTimeout);
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_ends_a_connection_with_an_idle_limit_and_traffic_keeps_it() {
+    let limits = Limits { idle: Some(Duration::from_secs(10)), ..NO_LIMITS };
+    let (ours, mut client) = tokio::io::duplex(64);
+    let (theirs, mut server) = tokio::io::duplex(64);
+    let relaying = tokio::spawn(relay(layer(ours).0, [layer(theirs).0], limits));
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        assert!(!relaying.is_finished());
+        client.write_all(b"x").await.unwrap();
+        server.read_exact(&mut [0]).await.unwrap();
+    }
+    assert_eq!(relaying.await.unwrap().reason, EndReason::IdleTimeout);
+}
+
+/// Datagrams in, datagrams out, through shared queues.
+struct Queues {
+    incoming: tokio::sync::mpsc::Receiver<bytes::Bytes>,
+    outgoing: tokio::sync::mpsc::Sender<Vec<u8>>,
+}
+
+impl Session for Queues {
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<bytes::Bytes>> {
+        self.incoming.poll_recv(cx)
+    }
+
+    fn poll_send(&mut self, _: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>> {
+        if datagram == b"too long" {
+            return Poll::Ready(Err(io::Error::from_raw_os_error(libc::EMSGSIZE)));
+        }
+        self.outgoing.try_send(datagram.to_vec()).unwrap();
+        Poll::Ready(Ok(()))
+    }
+
+    fn local(&self) -> Addr {
+        Addr::UNNAMED
+    }
+}
+
+fn queues() -> (Transport, tokio::sync::mpsc::Sender<bytes::Bytes>, tokio::sync::mpsc::Receiver<Vec<u8>>) {
+    let (to, incoming) = tokio::sync::mpsc::channel(16);
+    let (outgoing, from) = tokio::sync::mpsc::channel(16);
+    (Transport::new(Io::Datagram(Box::new(Queues { incoming, outgoing })), None), to, from)
+}
+
+#[tokio::test]
+async fn datagrams_keep_their_boundaries_and_a_lost_one_ends_nothing() {
+    let (client, client_in, mut client_out) = queues();
+    let (server, server_in, mut server_out) = queues();
+    let relaying = tokio::spawn(relay(client, [server], NO_LIMITS));
+    let large = vec![7; 65_507];
+    for datagram in [&b"one"[..], b"", b"too long", &large] {
+        client_in.send(bytes::Bytes::copy_from_slice(datagram)).await.unwrap();
+        server_in.send(bytes::Bytes::copy_from_slice(datagram)).await.unwrap();
+    }
+    for out in [&mut server_out, &mut client_out] {
+        assert_eq!(out.recv().await.unwrap(), b"one");
+        assert_eq!(out.recv().await.unwrap(), b"");
+        assert!(out.recv().await.unwrap() == large);
+    }
+    drop(client_in);
+    assert_eq!(relaying.await.unwrap().reason, EndReason::IdleTimeout);
+}
