@@ -1,6 +1,7 @@
 //! Handlers: what is done with a connection, one after the other.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{Connection, Result};
 
@@ -54,15 +55,19 @@ impl<H: AsyncHandler> Handler for H {
 }
 
 /// The handlers that follow in a chain.
-#[derive(Clone, Copy)]
+///
+/// A handler that acts around them runs them itself. What it gives back with [`Flow::Next`] then goes on behind the
+/// chain, because each handler runs at most once.
 pub struct Rest<'a> {
     chain: &'a [Box<dyn Handler>],
+    /// Where the handler that was given these says that it ran them.
+    ran: Option<&'a AtomicBool>,
 }
 
 impl<'a> Rest<'a> {
     /// A chain to run.
     pub fn new(chain: &'a [Box<dyn Handler>]) -> Self {
-        Self { chain }
+        Self { chain, ran: None }
     }
 
     /// Runs the handlers one after the other; each one's state is freed before the next starts.
@@ -70,11 +75,17 @@ impl<'a> Rest<'a> {
     /// # Errors
     /// The first error of a handler ends the chain.
     pub async fn run(self, mut conn: Connection) -> Result<Flow> {
+        if let Some(ran) = self.ran {
+            ran.store(true, Ordering::Relaxed);
+        }
+        let ran = AtomicBool::new(false);
         for (i, handler) in self.chain.iter().enumerate() {
             let rest = Rest {
                 chain: &self.chain[i + 1..],
+                ran: Some(&ran),
             };
             match handler.handle_boxed(conn, rest).await? {
+                Flow::Next(next) if ran.load(Ordering::Relaxed) => return Ok(Flow::Next(next)),
                 Flow::Next(next) => conn = next,
                 Flow::Done => return Ok(Flow::Done),
             }
