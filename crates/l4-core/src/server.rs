@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tracing::{debug, error, info};
 
+use crate::generation::Active;
 use crate::{Connection, EndReason, Flow, Generation, Program, Record, Result, Side};
 
 /// How long a datagram session may be silent, unless configured.
@@ -56,38 +57,42 @@ impl Server {
 
     /// Runs a connection from its first byte to its end, and writes its summary record.
     ///
-    /// Dropping the future ends the connection; the record is written all the same.
-    pub async fn serve(self: Arc<Self>, conn: Connection) {
-        // Declared first, dropped last: whoever waits for the drain sees all records written.
-        let _active = self.generation.enter();
+    /// The connection counts as running as soon as this is called, before the future is first polled. Dropping the
+    /// future at any time ends the connection; the record is written all the same.
+    pub fn serve(self: Arc<Self>, conn: Connection) -> impl Future<Output = ()> + Send + 'static {
         let ending = Ending {
-            server: &self,
             record: conn.record().clone(),
+            _active: self.generation.enter(),
+            server: self,
         };
         debug!(
             target: "layer4",
-            conn = ending.record.id(), server = &*self.name, remote = %ending.record.remote(),
+            conn = ending.record.id(), server = ending.server.name(), remote = %ending.record.remote(),
             network = ending.record.remote().network(), "started handling connection"
         );
-        match self
-            .generation
-            .cancelled()
-            .run_until_cancelled(self.program.run(conn))
-            .await
-        {
-            Some(result) => ending.finish(result),
-            None => ending.record.end(self.generation.end_reason()),
+        async move {
+            let (program, generation) = (&ending.server.program, &ending.server.generation);
+            match generation
+                .cancelled()
+                .run_until_cancelled(program.run(conn))
+                .await
+            {
+                Some(result) => ending.finish(result),
+                None => ending.record.end(generation.end_reason()),
+            }
         }
     }
 }
 
 /// Writes the summary when the connection is over, however that came about.
-struct Ending<'a> {
-    server: &'a Server,
+struct Ending {
+    server: Arc<Server>,
     record: Arc<Record>,
+    /// Dropped after the record is written: whoever waits for the drain sees all records.
+    _active: Active,
 }
 
-impl Ending<'_> {
+impl Ending {
     fn finish(&self, result: Result<Flow>) {
         let record = &self.record;
         match result {
@@ -110,7 +115,7 @@ impl Ending<'_> {
     }
 }
 
-impl Drop for Ending<'_> {
+impl Drop for Ending {
     fn drop(&mut self) {
         let record = &self.record;
         record.end(if std::thread::panicking() {
