@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::config::{
     Address, At, ConfigError, Document, Family, GoDuration, ModuleMap, Network, Node, Raw, Value,
 };
-use crate::provision::{Provision, Rejected};
+use crate::provision::{Provision, Rejected, Report};
 use crate::registry::Registry;
 use crate::server::DEFAULT_IDLE_TIMEOUT;
 use crate::{Generation, Program, Server};
@@ -47,6 +47,8 @@ pub struct Loaded {
     pub app: Result<App, Vec<ConfigError>>,
     /// What loads but will hardly do what was meant.
     pub warnings: Vec<ConfigError>,
+    /// What does as it says but may surprise.
+    pub notes: Vec<ConfigError>,
 }
 
 /// The top level of a document.
@@ -107,10 +109,10 @@ impl App {
     pub fn load(document: &Document, registry: &Registry) -> Loaded {
         let mut cx = Provision::new(document, registry);
         let app = Self::provision(&mut cx);
-        let (errors, warnings) = cx.finish();
+        let Report { errors, warnings, notes } = cx.finish();
         // `Rejected` and an error that did not stop the provisioning of its surroundings are the same to the caller.
         let app = app.ok().filter(|_| errors.is_empty()).ok_or(errors);
-        Loaded { app, warnings }
+        Loaded { app, warnings, notes }
     }
 
     fn provision(cx: &mut Provision<'_>) -> Result<Self, Rejected> {
@@ -153,8 +155,8 @@ impl App {
             return Err(cx.reject(node, "module value cannot be null: layer4"));
         }
         let config: Layer4Config = cx.decode(node)?;
-        let grace_period = positive_or_zero(&config.grace_period, cx);
-        let drain_timeout = positive_or_zero(&config.drain_timeout, cx);
+        let grace_period = cx.time_limit(config.grace_period, DEFAULT_GRACE_PERIOD);
+        let drain_timeout = cx.time_limit(config.drain_timeout, Duration::ZERO);
         let servers: Vec<(String, Node)> = config
             .servers
             .iter()
@@ -168,8 +170,8 @@ impl App {
         refuse_shared_addresses(&listens, cx)?;
         Ok(Self {
             listens,
-            grace_period: grace_period?.unwrap_or(DEFAULT_GRACE_PERIOD),
-            drain_timeout: drain_timeout?.filter(|limit| !limit.is_zero()),
+            grace_period: grace_period?.unwrap_or_default(),
+            drain_timeout: drain_timeout?,
             generation,
         })
     }
@@ -250,6 +252,7 @@ fn warn_server_first(
 ) {
     let port = addresses
         .iter()
+        .filter(|address| address.is_stream())
         .filter_map(single_port)
         .find(|port| SERVER_FIRST.contains(port));
     if let Some(port) = port {
@@ -330,17 +333,3 @@ fn not_yet(cx: &mut Provision<'_>, name: &str, node: Node) {
     }
 }
 
-fn positive_or_zero(
-    value: &Option<At<GoDuration>>,
-    cx: &mut Provision<'_>,
-) -> Result<Option<Duration>, Rejected> {
-    let Some(value) = value else { return Ok(None) };
-    match value.positive() {
-        None if value.as_nanos() < 0 => Err(cx.reject_help(
-            value.node(),
-            format!("{} is negative", **value),
-            "write a duration such as \"5s\", or 0",
-        )),
-        limit => Ok(Some(limit.unwrap_or_default())),
-    }
-}

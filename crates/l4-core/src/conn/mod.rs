@@ -28,7 +28,7 @@ use crate::{Fact, Parsed, View};
 use facts::Facts;
 use meta::Meta;
 
-/// Reads for matching stop once this many bytes are held; one further read of [`FILL_SIZE`] may go beyond.
+/// So many unread bytes decide a route, or nothing does.
 pub const MATCH_LIMIT: usize = 16 * 1024;
 
 /// The most one read for matching takes from a stream.
@@ -99,15 +99,21 @@ impl Connection {
     /// # Errors
     /// Those of the socket. The matching limit is the caller's to keep.
     pub async fn fill(&mut self) -> io::Result<Received> {
+        self.fill_at_most(FILL_SIZE).await
+    }
+
+    /// [`fill`](Self::fill) that takes no more than `limit` bytes of a stream; a datagram is taken whole.
+    pub(crate) async fn fill_at_most(&mut self, limit: usize) -> io::Result<Received> {
         thread_local! {
             static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; FILL_SIZE]);
         }
         let transport = &mut self.0.transport;
+        let limit = limit.min(FILL_SIZE);
         poll_fn(|cx| {
             SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
-                Ok(mut scratch) => transport.poll_fill(cx, &mut scratch),
+                Ok(mut scratch) => transport.poll_fill(cx, &mut scratch[..limit]),
                 // A layer that fills another connection from within its own read.
-                Err(_) => transport.poll_fill(cx, &mut vec![0; FILL_SIZE]),
+                Err(_) => transport.poll_fill(cx, &mut vec![0; limit]),
             })
         })
         .await
@@ -221,10 +227,19 @@ impl Connection {
         template.expand(Scope::new(&self.0))
     }
 
+    /// The parts of a template in order: `Ok` a literal, `Err` what a placeholder gives for this connection.
+    pub fn expand_parts<'t>(
+        &self,
+        template: &'t Template,
+    ) -> impl Iterator<Item = Result<&'t str, String>> {
+        template.parts(Scope::new(&self.0))
+    }
+
     pub(crate) fn inner(&mut self) -> &mut Inner {
         &mut self.0
     }
 
+    /// What the matching limit counts.
     pub(crate) fn held(&self) -> usize {
         self.0.transport.prefix.held()
     }

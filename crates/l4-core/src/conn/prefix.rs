@@ -35,19 +35,12 @@ impl Prefix {
         }
     }
 
-    /// Unread bytes in all, over all datagrams.
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Self::Datagrams(frames) => frames.iter().map(Bytes::len).sum(),
-            _ => self.visible().len(),
-        }
-    }
-
-    /// Bytes held, including those already taken: what the matching limit counts.
+    /// What the matching limit counts: unread bytes, and for each datagram what it costs to hold, so that empty ones
+    /// cannot be piled up without end.
     pub(crate) fn held(&self) -> usize {
         match self {
-            Self::Stream { bytes, .. } => bytes.len(),
-            _ => self.len(),
+            Self::Datagrams(frames) => frames.iter().map(|f| f.len() + size_of::<Bytes>()).sum(),
+            _ => self.visible().len(),
         }
     }
 
@@ -59,10 +52,14 @@ impl Prefix {
         frames.into_iter().flatten().map(AsRef::as_ref)
     }
 
-    /// Appends bytes of a stream.
+    /// Appends bytes of a stream. The room of bytes already taken is used again.
     pub(crate) fn extend(&mut self, more: &[u8]) {
         match self {
-            Self::Stream { bytes, .. } => bytes.extend_from_slice(more),
+            Self::Stream { bytes, taken } => {
+                let gone = std::mem::take(taken).min(bytes.len());
+                bytes.drain(..gone);
+                bytes.extend_from_slice(more);
+            }
             _ => {
                 *self = Self::Stream {
                     bytes: more.to_vec(),
@@ -145,7 +142,7 @@ mod tests {
         prefix.consume(2);
         assert_eq!(prefix.visible(), b"llo");
         prefix.extend(b"!");
-        assert_eq!((prefix.len(), prefix.held()), (4, 6));
+        assert_eq!((prefix.visible(), prefix.held()), (&b"llo!"[..], 4));
         prefix.consume(9);
         assert!(matches!(prefix, Prefix::Empty));
     }
@@ -157,6 +154,7 @@ mod tests {
         prefix.push(Bytes::from_static(b"two"));
         assert!(!prefix.is_empty());
         assert_eq!(prefix.visible(), b"");
+        assert_eq!(prefix.held(), 3 + 2 * size_of::<Bytes>());
         assert_eq!(prefix.pop(), Some(Bytes::new()));
         prefix.consume(1);
         assert_eq!(prefix.pop(), Some(Bytes::from_static(b"wo")));

@@ -23,16 +23,19 @@ struct Group {
     by_key: HashMap<Box<str>, SmallVec<[u32; 2]>, RandomState>,
     /// The most leading `*` labels in any key: so many look-ups beside the exact one.
     wildcards: usize,
+    /// Some route may need more than the first datagram of a session.
+    spans_datagrams: bool,
 }
 
 /// With fewer keyed routes than this, asking each is as cheap as looking them up.
 const WORTH_A_LOOKUP: usize = 4;
 
 impl Index {
-    pub(super) fn new(keys: Vec<Option<Keys>>) -> Self {
+    /// The keys of every route, and whether one of its matchers may need more than the first datagram.
+    pub(super) fn new(routes: impl IntoIterator<Item = (Option<Keys>, bool)>) -> Self {
         let mut unkeyed = Vec::new();
         let mut groups: Vec<Group> = Vec::new();
-        for (route, keys) in (0..).zip(keys) {
+        for (route, (keys, spans_datagrams)) in (0..).zip(routes) {
             let Some(keys) = keys else {
                 unkeyed.push(route);
                 continue;
@@ -46,6 +49,7 @@ impl Index {
                     groups.len() - 1
                 });
             groups[at].add(route, keys.keys);
+            groups[at].spans_datagrams |= spans_datagrams;
         }
         let small = groups.extract_if(.., |group| group.routes.len() < WORTH_A_LOOKUP);
         unkeyed.extend(small.flat_map(|group| group.routes));
@@ -74,6 +78,7 @@ impl Group {
             routes: Vec::new(),
             by_key: HashMap::default(),
             wildcards: 0,
+            spans_datagrams: false,
         }
     }
 
@@ -127,73 +132,56 @@ pub(super) struct Candidates<'a> {
 
 struct GroupState<'a> {
     group: &'a Group,
-    base: u32,
-    found: Found,
+    found: Found<'a>,
 }
 
-enum Found {
-    /// Not asked yet; the first route that would be a candidate.
-    Unasked(u32),
-    /// No (further) candidates.
-    Nothing,
+enum Found<'a> {
+    /// Not asked yet: all routes of the group from the walk's base on.
+    Unasked(&'a [u32]),
+    /// The name is not known yet, so each of these may be one. A member that needs no name, such as an address, can
+    /// say no already, and a walk over all routes would go on then; so must this one.
+    All(&'a [u32]),
+    /// The name is known, and these routes have it among their keys.
     Routes(SmallVec<[u32; 4]>, usize),
-}
-
-/// What comes next in a walk.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Candidate {
-    /// Ask this route.
-    Route(usize),
-    /// It cannot be said which routes are candidates: this is the first that may be, and so many bytes are missing.
-    Undecided(usize, usize),
-    /// That were all.
-    End,
 }
 
 impl<'a> GroupState<'a> {
     fn new(group: &'a Group, base: u32) -> Self {
         let at = group.routes.partition_point(|route| *route < base);
-        let found = group
-            .routes
-            .get(at)
-            .map_or(Found::Nothing, |first| Found::Unasked(*first));
-        Self { group, base, found }
+        Self {
+            group,
+            found: Found::Unasked(&group.routes[at..]),
+        }
     }
 
     fn next(&self) -> Option<u32> {
         match &self.found {
-            Found::Unasked(first) => Some(*first),
-            Found::Nothing => None,
+            Found::Unasked(routes) | Found::All(routes) => routes.first().copied(),
             Found::Routes(routes, at) => routes.get(*at).copied(),
         }
     }
 
     /// Asks the dimension, once the walk has come to its first route.
-    fn ask(&mut self, view: &View<'_>) -> Verdict {
+    fn ask(&mut self, routes: &'a [u32], view: &View<'_>, last: bool) {
         let mut name = String::new();
-        let verdict = match self.group.dimension.probe(view, &mut name) {
-            // As with matchers: what a datagram does not hold will not follow.
-            Verdict::More(_) if view.is_datagram() && !view.is_dry() => Verdict::No,
-            verdict => verdict,
+        // As with matchers: what a datagram does not hold will not follow.
+        let whole = view.is_datagram() && !view.is_dry() && !self.group.spans_datagrams;
+        self.found = match self.group.dimension.probe(view, &mut name) {
+            Verdict::Match => {
+                let first = routes.first().copied().unwrap_or_default();
+                Found::Routes(self.group.look_up(&name, first), 0)
+            }
+            Verdict::More(_) if !whole && !last => Found::All(routes),
+            // No more bytes come, so no key can be met. One route stands for all in the list of the undecided.
+            Verdict::More(_) if !whole => Found::All(routes.get(..1).unwrap_or_default()),
+            Verdict::More(_) | Verdict::No => Found::All(&[]),
         };
-        match verdict {
-            Verdict::Match => self.found = Found::Routes(self.group.look_up(&name, self.base), 0),
-            Verdict::No => self.found = Found::Nothing,
-            Verdict::More(_) => {}
-        }
-        verdict
     }
 }
 
 impl Candidates<'_> {
-    /// The next candidate. With `last` set no more bytes can come: undecided groups have no candidates then, and their
-    /// first routes are added to `undecided`.
-    pub(super) fn next(
-        &mut self,
-        view: &View<'_>,
-        last: bool,
-        undecided: &mut Vec<usize>,
-    ) -> Candidate {
+    /// The next candidate. With `last` set no more bytes can come.
+    pub(super) fn next(&mut self, view: &View<'_>, last: bool) -> Option<usize> {
         loop {
             let unkeyed = self.unkeyed.first().copied();
             let keyed = self
@@ -202,31 +190,22 @@ impl Candidates<'_> {
                 .filter_map(|state| state.next().map(|route| (route, state)))
                 .min_by_key(|(route, _)| *route);
             let (route, state) = match (unkeyed, keyed) {
-                (None, None) => return Candidate::End,
                 (Some(route), keyed) if keyed.as_ref().is_none_or(|(k, _)| route < *k) => {
                     self.unkeyed = &self.unkeyed[1..];
-                    return Candidate::Route(route as usize);
+                    return Some(route as usize);
                 }
-                (_, Some(keyed)) => keyed,
-                // The guard above takes every route that no group competes with.
-                (Some(_), None) => return Candidate::End,
+                (_, keyed) => keyed?,
             };
             match &mut state.found {
-                Found::Routes(_, at) => {
-                    *at += 1;
-                    return Candidate::Route(route as usize);
+                Found::Unasked(routes) => {
+                    let routes = *routes;
+                    state.ask(routes, view, last);
+                    continue;
                 }
-                Found::Unasked(_) => {
-                    if let Verdict::More(more) = state.ask(view) {
-                        if !last {
-                            return Candidate::Undecided(route as usize, more);
-                        }
-                        undecided.push(route as usize);
-                        state.found = Found::Nothing;
-                    }
-                }
-                Found::Nothing => {}
+                Found::All(routes) => *routes = &routes[1..],
+                Found::Routes(_, at) => *at += 1,
             }
+            return Some(route as usize);
         }
     }
 }

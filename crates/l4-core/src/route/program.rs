@@ -2,14 +2,14 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Deserialize;
 use smallvec::SmallVec;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, trace, warn};
 
-use super::index::{Candidate, Index};
+use super::index::Index;
 use super::{DEFAULT_MATCHING_TIMEOUT, Sets};
 use crate::config::{GoDuration, ModuleMap, Node, Raw};
 use crate::conn::{MATCH_LIMIT, Received};
@@ -113,14 +113,14 @@ impl Program {
     }
 
     fn new(routes: Vec<Route>, matching_timeout: Duration) -> Self {
-        let keys = routes.iter().map(|route| {
-            if route.always {
+        let index = Index::new(routes.iter().map(|route| {
+            let keys = if route.always {
                 None
             } else {
                 route.sets.keys()
-            }
-        });
-        let index = Index::new(keys.collect());
+            };
+            (keys, route.sets.spans_datagrams())
+        }));
         Self {
             routes,
             index,
@@ -145,7 +145,12 @@ impl Program {
 
     /// The route that takes every connection, if a silent client reaches it only after the matching timeout.
     pub fn catch_all_behind_bytes(&self) -> Option<usize> {
-        let catch_all = self.routes.iter().position(|route| route.always)?;
+        // A catch-all that sets variables and lets the connection go on takes nothing.
+        let catch_all = self
+            .routes
+            .iter()
+            .position(|route| route.always && route.is_terminal())
+            .or_else(|| self.routes.iter().rposition(|route| route.always))?;
         let waits = self.routes[..catch_all]
             .iter()
             .any(|route| route.sets.cost() > Cost::Meta);
@@ -164,12 +169,7 @@ impl Program {
         undecided: &mut Vec<usize>,
     ) -> Routed {
         let mut candidates = self.index.candidates(base);
-        loop {
-            let i = match candidates.next(view, last, undecided) {
-                Candidate::Route(i) => i,
-                Candidate::Undecided(route, more) => return Routed::Undecided { route, more },
-                Candidate::End => return Routed::Exhausted,
-            };
+        while let Some(i) = candidates.next(view, last) {
             match self.routes[i].matches(view) {
                 Verdict::Match => return Routed::Take(i),
                 Verdict::No => {}
@@ -182,6 +182,7 @@ impl Program {
                 }
             }
         }
+        Routed::Exhausted
     }
 
     /// The same walk without the index: what the index must agree with.
@@ -251,8 +252,11 @@ impl Program {
         let mut base = route;
         let reason = loop {
             let target = conn.unread().len().saturating_add(more);
-            if let Err(reason) = wait_for(conn, target, patience).await {
-                break reason;
+            match wait_for(conn, target, patience).await {
+                Ok(None) => {}
+                Ok(Some(reason)) => break reason,
+                // Nobody is there any more: a catch-all would dial an upstream for nothing.
+                Err(error) => return gone(conn, &error),
             }
             match self.step_on(conn, base) {
                 Routed::Take(i) => return Decision::Take(i),
@@ -339,7 +343,6 @@ enum Undecided {
     Timeout,
     EndOfStream,
     BufferFull,
-    Failed(io::ErrorKind),
 }
 
 impl Undecided {
@@ -348,7 +351,6 @@ impl Undecided {
             Self::Timeout => "aborted matching according to timeout",
             Self::EndOfStream => "EOF",
             Self::BufferFull => "matching buffer is full",
-            Self::Failed(_) => "reading failed",
         }
     }
 
@@ -357,33 +359,46 @@ impl Undecided {
             Self::Timeout => EndReason::MatchTimeout,
             Self::EndOfStream => EndReason::MatchEof,
             Self::BufferFull => EndReason::MatchBufferFull,
-            Self::Failed(io::ErrorKind::ConnectionReset) => EndReason::ClientReset,
-            Self::Failed(_) => EndReason::ClientError,
         }
     }
 }
 
 /// Fills until `target` bytes are unread (one datagram on a session), or says why that will not happen.
+///
+/// What can be looked at ends at exactly [`MATCH_LIMIT`] bytes: were the last read allowed to go beyond, the outcome
+/// would depend on how much that read happened to bring.
 async fn wait_for(
     conn: &mut Connection,
     target: usize,
     patience: &mut Duration,
-) -> Result<(), Undecided> {
+) -> io::Result<Option<Undecided>> {
     loop {
-        if conn.held() >= MATCH_LIMIT {
-            return Err(Undecided::BufferFull);
+        let room = MATCH_LIMIT.saturating_sub(conn.held());
+        if room == 0 {
+            return Ok(Some(Undecided::BufferFull));
         }
         let started = Instant::now();
-        let filled = timeout(*patience, conn.fill()).await;
+        let filled = timeout(*patience, conn.fill_at_most(room)).await;
         *patience = patience.saturating_sub(started.elapsed());
         match filled {
-            Err(_) => return Err(Undecided::Timeout),
-            Ok(Err(error)) => return Err(Undecided::Failed(error.kind())),
-            Ok(Ok(Received::End)) => return Err(Undecided::EndOfStream),
-            Ok(Ok(Received::Data(_))) if conn.is_datagram() || conn.unread().len() >= target => {
-                return Ok(());
-            }
-            Ok(Ok(Received::Data(_))) => {}
+            Err(_) => return Ok(Some(Undecided::Timeout)),
+            Ok(filled) => match filled? {
+                Received::End => return Ok(Some(Undecided::EndOfStream)),
+                Received::Data(_) if conn.is_datagram() || conn.unread().len() >= target => {
+                    return Ok(None);
+                }
+                Received::Data(_) => {}
+            },
         }
     }
+}
+
+/// The client's side failed while matching. Quiet: resets are what port scans and health checks look like.
+fn gone(conn: &Connection, error: &io::Error) -> Decision {
+    let (id, remote) = (conn.record().id(), conn.record().remote());
+    debug!(target: "layer4", conn = id, %remote, %error, "matching connection");
+    Decision::GaveUp(match error.kind() {
+        io::ErrorKind::ConnectionReset => EndReason::ClientReset,
+        _ => EndReason::ClientError,
+    })
 }

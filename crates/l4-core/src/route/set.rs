@@ -89,6 +89,12 @@ impl Sets {
         self.sets.is_empty() || self.sets.iter().any(|set| set.members.is_empty())
     }
 
+    /// Whether some member may need more than the first datagram of a session.
+    pub(super) fn spans_datagrams(&self) -> bool {
+        let mut members = self.sets.iter().flat_map(|set| &set.members);
+        members.any(|member| member.spans_datagrams)
+    }
+
     /// The equality keys all sets share a dimension in: none may match without meeting one of them.
     pub(super) fn keys(&self) -> Option<Keys> {
         let mut sets = self.sets.iter();
