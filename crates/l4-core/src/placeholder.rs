@@ -239,6 +239,22 @@ impl Template {
         Cow::Owned(out)
     }
 
+    /// Whether the whole text is one placeholder.
+    pub fn is_single_placeholder(&self) -> bool {
+        matches!(&*self.segments, [Segment::Value(_)])
+    }
+
+    /// The text with each part replaced: `Some` is a literal, `None` a placeholder.
+    pub fn map_parts<'t>(&'t self, mut part: impl FnMut(Option<&'t str>) -> &'t str) -> String {
+        self.segments
+            .iter()
+            .map(|segment| match segment {
+                Segment::Text(text) => part(Some(text)),
+                Segment::Value(_) => part(None),
+            })
+            .collect()
+    }
+
     /// The parts of the text in order: `Ok` a literal, `Err` the value of a placeholder for this connection. For
     /// callers that must keep what a client chose apart from what the operator wrote.
     pub fn parts(&self, scope: Scope<'_>) -> impl Iterator<Item = Result<&str, String>> {

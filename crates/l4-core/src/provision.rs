@@ -1,10 +1,11 @@
 //! Provisioning: from the configuration tree to matchers, handlers and programs, with every error reported in place.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::config::{At, ConfigError, Document, ModuleMap, Node, Value, decode};
+use crate::config::{At, ConfigError, Document, GoDuration, ModuleMap, Node, Value, decode};
 use crate::placeholder::{self, Template};
 use crate::registry::{Kind, Registry};
 
@@ -16,12 +17,24 @@ use crate::registry::{Kind, Registry};
 #[must_use]
 pub struct Rejected(());
 
+/// What provisioning had to say.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Why the configuration is refused.
+    pub errors: Vec<ConfigError>,
+    /// What loads but will hardly do what was meant.
+    pub warnings: Vec<ConfigError>,
+    /// What does as it says but may surprise.
+    pub notes: Vec<ConfigError>,
+}
+
 /// What modules provision with: the document, the registry, and where errors go.
 pub struct Provision<'a> {
     document: &'a Document,
     registry: &'a Registry,
     errors: Vec<ConfigError>,
     warnings: Vec<ConfigError>,
+    notes: Vec<ConfigError>,
     node: Node,
     route: String,
 }
@@ -34,6 +47,7 @@ impl<'a> Provision<'a> {
             registry,
             errors: Vec::new(),
             warnings: Vec::new(),
+            notes: Vec::new(),
             node: document.root(),
             route: String::new(),
         }
@@ -75,14 +89,39 @@ impl<'a> Provision<'a> {
         self.warnings.push(self.document.error(node, message));
     }
 
+    /// Reports something that may surprise though it does what it says.
+    pub fn note(&mut self, node: Node, message: impl Into<String>) {
+        self.notes.push(self.document.error(node, message));
+    }
+
+    /// A time limit: `default` if it is not given, `None` if it is given as 0.
+    ///
+    /// # Errors
+    /// It is negative.
+    pub fn time_limit(
+        &mut self,
+        value: Option<At<GoDuration>>,
+        default: Duration,
+    ) -> Result<Option<Duration>, Rejected> {
+        match value {
+            Some(value) if value.as_nanos() < 0 => Err(self.reject_help(
+                value.node(),
+                format!("{} is negative", *value),
+                "write a duration such as \"5s\", or 0",
+            )),
+            Some(value) => Ok(value.positive()),
+            None => Ok(Some(default).filter(|default| !default.is_zero())),
+        }
+    }
+
     /// Whether an error was reported so far.
     pub fn failed(&self) -> bool {
         !self.errors.is_empty()
     }
 
-    /// The errors, and the warnings.
-    pub fn finish(self) -> (Vec<ConfigError>, Vec<ConfigError>) {
-        (self.errors, self.warnings)
+    /// What was reported.
+    pub fn finish(self) -> Report {
+        Report { errors: self.errors, warnings: self.warnings, notes: self.notes }
     }
 
     /// Enters route `i` of the current list; give what it returns to [`leave_route`](Self::leave_route).

@@ -1,7 +1,8 @@
 //! What the tests of module crates share.
 //!
 //! * [`check`] holds a matcher to its contract over every prefix of some bytes.
-//! * [`Client`] and [`connection`] give a connection in memory whose other end the test drives.
+//! * [`Client`] and [`connection`] give a connection in memory whose other end the test drives; [`Peer`] and [`session`]
+//!   do so with datagrams.
 //! * [`Router`] provisions a JSON configuration with chosen modules and runs connections through it.
 //!
 //! For tests only: everything here panics when something is wrong.
@@ -18,6 +19,7 @@ use l4_core::{
     Verdict,
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadBuf};
+use tokio::sync::mpsc;
 
 /// The address that in-memory clients seem to come from.
 pub const CLIENT: &str = "192.0.2.7:40000";
@@ -68,6 +70,52 @@ pub fn received_datagrams(datagrams: &[&[u8]]) -> Connection {
     }
     conn
 }
+
+/// An in-memory datagram session and its peer. The session is over when the peer is dropped.
+pub fn session() -> (Connection, Peer) {
+    let (to, incoming) = mpsc::channel(QUEUE);
+    let (outgoing, from) = mpsc::channel(QUEUE);
+    let record = Arc::new(Record::new(Addr::Udp(CLIENT.parse().unwrap())));
+    let session = LiveSession { incoming, outgoing };
+    let conn = Connection::new(Io::Datagram(Box::new(session)), record, None);
+    (conn, Peer { to, from })
+}
+
+/// The test's end of a [`session`].
+pub struct Peer {
+    to: mpsc::Sender<Bytes>,
+    from: mpsc::Receiver<Bytes>,
+}
+
+impl Peer {
+    /// Sends one datagram, which may be empty.
+    ///
+    /// # Panics
+    /// If the session is over, or more are queued than it may have waiting.
+    pub fn send(&self, datagram: &[u8]) {
+        self.to
+            .try_send(Bytes::copy_from_slice(datagram))
+            .expect("the session takes datagrams");
+    }
+
+    /// The next datagram that was sent back; `None` once the session is over.
+    pub async fn receive(&mut self) -> Option<Bytes> {
+        self.from.recv().await
+    }
+
+    /// Ends the session, as its idle time does, and returns what was sent back and not received yet.
+    pub async fn end(mut self) -> Vec<Bytes> {
+        drop(self.to);
+        let mut rest = Vec::new();
+        while let Some(datagram) = self.from.recv().await {
+            rest.push(datagram);
+        }
+        rest
+    }
+}
+
+/// How many datagrams wait in each direction of a [`session`].
+const QUEUE: usize = 64;
 
 /// The answer of `matcher` for a connection on which exactly `bytes` have been received.
 pub fn verdict(matcher: &dyn Matcher, bytes: &[u8]) -> Verdict {
@@ -148,8 +196,7 @@ pub fn matcher<M: MatcherModule>(
     let made = cx
         .decode(document.root())
         .and_then(|config| M::provision(config, &mut cx));
-    let (errors, _) = cx.finish();
-    made.map_err(|_| errors)
+    made.map_err(|_| cx.finish().errors)
 }
 
 /// A server under test: a route list, provisioned from JSON.
@@ -292,6 +339,34 @@ impl tokio::io::AsyncWrite for Canned {
         _: &mut std::task::Context<'_>,
     ) -> std::task::Poll<std::io::Result<()>> {
         std::task::Poll::Ready(Ok(()))
+    }
+}
+
+struct LiveSession {
+    incoming: mpsc::Receiver<Bytes>,
+    outgoing: mpsc::Sender<Bytes>,
+}
+
+impl Session for LiveSession {
+    fn poll_recv(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Bytes>> {
+        self.incoming.poll_recv(cx)
+    }
+
+    fn poll_send(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+        datagram: &[u8],
+    ) -> std::task::Poll<std::io::Result<()>> {
+        let sent = self.outgoing.try_send(Bytes::copy_from_slice(datagram));
+        assert!(
+            !matches!(sent, Err(mpsc::error::TrySendError::Full(_))),
+            "nobody receives what is sent back"
+        );
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn local(&self) -> Addr {
+        Addr::Udp(SERVER.parse().unwrap())
     }
 }
 
