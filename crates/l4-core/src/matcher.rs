@@ -15,7 +15,8 @@ pub enum Verdict {
     Match,
     /// It is not, whatever follows.
     No,
-    /// Undecided: at least this many more bytes are needed (1 if the matcher cannot tell).
+    /// Undecided: with fewer than this many more bytes it stays so, whatever they are (1 if the matcher cannot tell).
+    /// It is not asked again before they came, so a wish for more than a `No` needs holds up the routes behind.
     More(usize),
 }
 
@@ -25,13 +26,14 @@ impl Verdict {
         if yes { Self::Match } else { Self::No }
     }
 
-    /// `Match`, `No` or `More`, by comparing the bytes with a fixed beginning. Refuses at the first other byte.
+    /// `Match`, `No` or `More`, by comparing the bytes with a fixed beginning. Refuses at the first other byte, and
+    /// therefore asks for one byte at a time: a wish for all that is missing would put off that refusal.
     pub fn prefix(bytes: &[u8], expected: &[u8]) -> Self {
         let n = bytes.len().min(expected.len());
         if bytes[..n] != expected[..n] {
             Self::No
         } else if n < expected.len() {
-            Self::More(expected.len() - n)
+            Self::More(1)
         } else {
             Self::Match
         }
@@ -188,8 +190,8 @@ mod tests {
 
     #[test]
     fn a_prefix_is_refused_at_the_first_other_byte() {
-        assert_eq!(Verdict::prefix(b"", b"SSH-"), Verdict::More(4));
-        assert_eq!(Verdict::prefix(b"SS", b"SSH-"), Verdict::More(2));
+        assert_eq!(Verdict::prefix(b"", b"SSH-"), Verdict::More(1));
+        assert_eq!(Verdict::prefix(b"SS", b"SSH-"), Verdict::More(1));
         assert_eq!(Verdict::prefix(b"SSX", b"SSH-"), Verdict::No);
         assert_eq!(Verdict::prefix(b"SSH-2.0", b"SSH-"), Verdict::Match);
     }
