@@ -1,17 +1,25 @@
-use l4_core::EndReason;
+use std::time::Duration;
+
 use l4_core::prelude::*;
+use l4_core::{EndReason, Io};
 use serde::Deserialize;
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::timeout;
 
 /// Closes the connection at once.
 ///
-/// Bytes the client sent and nobody read make the kernel reset a TCP connection; that is meant. On UDP the association
-/// ends silently, so the next datagram of the same client is routed afresh.
+/// Bytes the client sent and nobody read make the kernel reset a TCP connection; that is meant. Inside TLS the client
+/// is told first (`close_notify`). On UDP the association ends silently, so the next datagram of the same client is
+/// routed afresh.
 pub struct Close;
 
 /// `close` has no fields.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CloseConfig {}
+
+/// How long the end of a layer may take to be sent.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 impl HandlerModule for Close {
     const NAME: &'static str = "close";
@@ -23,8 +31,12 @@ impl HandlerModule for Close {
 }
 
 impl AsyncHandler for Close {
-    async fn handle(&self, conn: Connection, _: Rest<'_>) -> Result<Flow> {
+    async fn handle(&self, mut conn: Connection, _: Rest<'_>) -> Result<Flow> {
         conn.end(EndReason::Closed);
+        if matches!(conn.transport().io(), Io::Layer(_)) {
+            // A client that takes nothing any more is not waited for.
+            let _ = timeout(FAREWELL, conn.shutdown()).await;
+        }
         Ok(Flow::Done)
     }
 
