@@ -1,0 +1,354 @@
+//! One session's half-way house: filled by the receive task, emptied by the session, ended by either.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::manager::Limits;
+use super::stats::{DropReason, Stats};
+
+/// What the receive task and a session share. Its lock is contended by these two only and held for one queue operation.
+pub(super) struct Lane<K> {
+    /// Never given out twice by one table.
+    pub(super) id: u64,
+    pub(super) peer: K,
+    idle_timeout: Duration,
+    account: Arc<Account>,
+    shared: Arc<Shared<K>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    queue: VecDeque<Bytes>,
+    reader: Option<Waker>,
+    /// Since when the session has been waiting for a datagram while none was sent. `None` while it is not waiting: a
+    /// session that is dialling, or has datagrams to take, is not idle.
+    idle_since: Option<Instant>,
+    life: Life,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Open,
+    /// Over for the table; the session has not been dropped yet.
+    Ended,
+    /// The session was dropped.
+    Closed,
+}
+
+/// What became of a datagram given to a lane.
+pub(super) enum Pushed {
+    Queued(Option<Waker>),
+    Dropped(DropReason),
+    /// The session is over: the peer has none.
+    Gone,
+}
+
+/// How a lane stands with its idle timeout.
+pub(super) enum Idle {
+    /// It cannot expire before.
+    Until(Instant),
+    /// It expired just now.
+    Expired(Option<Waker>),
+    /// It was over before.
+    Gone,
+}
+
+impl<K> Lane<K> {
+    pub(super) fn new(
+        id: u64,
+        peer: K,
+        idle_timeout: Duration,
+        pool: Arc<Pool>,
+        shared: Arc<Shared<K>>,
+    ) -> Self {
+        let state = State {
+            queue: VecDeque::new(),
+            reader: None,
+            idle_since: None,
+            life: Life::Open,
+        };
+        Self {
+            id,
+            peer,
+            idle_timeout,
+            account: Arc::new(Account {
+                held: AtomicUsize::new(0),
+                pool,
+            }),
+            shared,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Queues a copy of `datagram`, or says why not. The newest datagram is the one dropped, as the kernel does when a
+    /// socket's buffer is full: it costs no copy, and what a handshake began with stays.
+    pub(super) fn push(&self, datagram: &[u8], limits: &Limits) -> Pushed {
+        let mut state = self.lock();
+        if state.life != Life::Open {
+            return Pushed::Gone;
+        }
+        if state.queue.len() >= limits.queue {
+            return Pushed::Dropped(DropReason::QueueFull);
+        }
+        match self.account.keep(datagram, limits.session_bytes) {
+            Ok(datagram) => state.queue.push_back(datagram),
+            Err(reason) => return Pushed::Dropped(reason),
+        }
+        state.idle_since = None;
+        Pushed::Queued(state.reader.take())
+    }
+
+    /// The next datagram, `None` once the session is over and everything queued was taken. `now` is asked only if
+    /// waiting begins.
+    pub(super) fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        now: impl FnOnce() -> Instant,
+    ) -> Poll<Option<Bytes>> {
+        let mut state = self.lock();
+        if let Some(datagram) = state.queue.pop_front() {
+            return Poll::Ready(Some(datagram));
+        }
+        if state.life != Life::Open {
+            return Poll::Ready(None);
+        }
+        // A burst must not cost an otherwise silent session 2 KiB for the rest of its life.
+        if state.queue.capacity() > SMALL_QUEUE {
+            state.queue = VecDeque::new();
+        }
+        state.idle_since.get_or_insert_with(now);
+        match &mut state.reader {
+            Some(reader) => reader.clone_from(cx.waker()),
+            reader @ None => *reader = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// A datagram was sent to the peer: the session is not idle.
+    pub(super) fn sent(&self, now: impl FnOnce() -> Instant) {
+        self.shared.stats.add_sent();
+        if let Some(since) = &mut self.lock().idle_since {
+            *since = now();
+        }
+    }
+
+    /// Ends the lane if it is idle for long enough.
+    pub(super) fn expire(&self, now: Instant) -> Idle {
+        let mut state = self.lock();
+        if state.life != Life::Open {
+            return Idle::Gone;
+        }
+        let since = state.idle_since.unwrap_or(now);
+        let until = since + self.idle_timeout;
+        if until > now {
+            return Idle::Until(until);
+        }
+        state.life = Life::Ended;
+        self.shared.stats.add_expired();
+        self.shared.stats.add_ended();
+        Idle::Expired(state.reader.take())
+    }
+
+    /// Ends the lane from the table's side; what is queued can still be taken.
+    pub(super) fn end(&self) -> Option<Waker> {
+        let mut state = self.lock();
+        if state.life == Life::Open {
+            state.life = Life::Ended;
+            self.shared.stats.add_ended();
+        }
+        state.reader.take()
+    }
+
+    /// Ends the lane from the session's side, which drops what is queued. Never waits for the receive task.
+    pub(super) fn close(self: &Arc<Self>) {
+        let (was, queue) = {
+            let mut state = self.lock();
+            state.reader = None;
+            (
+                std::mem::replace(&mut state.life, Life::Closed),
+                std::mem::take(&mut state.queue),
+            )
+        };
+        drop(queue);
+        if was == Life::Open {
+            self.shared.stats.add_ended();
+            self.shared.closed(self.clone());
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.lock().life == Life::Open
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under this lock, so a poisoned one is still consistent.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What all lanes of a table share: the counters, and the list of those that were closed since the table last looked.
+///
+/// A lane is entered once, by itself, so the list is never longer than the number of sessions, and a late entry removes
+/// nothing but the session it names.
+pub(super) struct Shared<K> {
+    pub(super) stats: Arc<Stats>,
+    closed: Mutex<Closed<K>>,
+}
+
+struct Closed<K> {
+    /// `None` once the table is gone and nobody looks any more.
+    lanes: Option<Vec<Arc<Lane<K>>>>,
+    watcher: Option<Waker>,
+}
+
+impl<K> Shared<K> {
+    pub(super) fn new(stats: Arc<Stats>) -> Self {
+        Self {
+            stats,
+            closed: Mutex::new(Closed {
+                lanes: Some(Vec::new()),
+                watcher: None,
+            }),
+        }
+    }
+
+    /// Ready when a lane was closed since [`Self::take_closed`].
+    pub(super) fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut closed = self.lock();
+        if closed.lanes.as_ref().is_none_or(|lanes| !lanes.is_empty()) {
+            return Poll::Ready(());
+        }
+        closed.watcher = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Exchanges the list of closed lanes for an empty one.
+    pub(super) fn take_closed(&self, empty: &mut Vec<Arc<Lane<K>>>) {
+        if let Some(lanes) = &mut self.lock().lanes {
+            std::mem::swap(lanes, empty);
+        }
+    }
+
+    /// The table is gone.
+    pub(super) fn abandon(&self) {
+        let lanes = self.lock().lanes.take();
+        drop(lanes);
+    }
+
+    fn closed(&self, lane: Arc<Lane<K>>) {
+        let watcher = {
+            let mut closed = self.lock();
+            if let Some(lanes) = &mut closed.lanes {
+                lanes.push(lane);
+            }
+            closed.watcher.take()
+        };
+        if let Some(watcher) = watcher {
+            watcher.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Closed<K>> {
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes that a session holds in datagrams, wherever they are: queued, unread in the connection, or with a handler.
+struct Account {
+    held: AtomicUsize,
+    pool: Arc<Pool>,
+}
+
+/// Bytes that the sessions of a socket hold together beyond what each has reserved.
+pub(super) struct Pool {
+    taken: AtomicUsize,
+    limit: usize,
+}
+
+/// A kept datagram; gives its bytes back when the last reference goes.
+struct Kept {
+    bytes: Box<[u8]>,
+    account: Arc<Account>,
+}
+
+impl Account {
+    /// Copies `datagram` if the session and the socket may hold it.
+    fn keep(self: &Arc<Self>, datagram: &[u8], limit: usize) -> Result<Bytes, DropReason> {
+        let cost = cost(datagram.len());
+        let before = self.held.fetch_add(cost, Ordering::Relaxed);
+        let from_pool = beyond_reserve(before + cost) - beyond_reserve(before);
+        let taken = self.pool.taken.fetch_add(from_pool, Ordering::Relaxed) + from_pool;
+        // Only the receive task adds, so looking after adding cannot make two that fit refuse each other.
+        let reason = if before + cost > limit {
+            DropReason::QueueFull
+        } else if from_pool > 0 && taken > self.pool.limit {
+            DropReason::MemoryLimit
+        } else {
+            let kept = Kept {
+                bytes: datagram.into(),
+                account: self.clone(),
+            };
+            return Ok(Bytes::from_owner(kept));
+        };
+        self.release(cost);
+        Err(reason)
+    }
+
+    fn release(&self, cost: usize) {
+        let before = self.held.fetch_sub(cost, Ordering::Relaxed);
+        let to_pool = beyond_reserve(before) - beyond_reserve(before - cost);
+        self.pool.taken.fetch_sub(to_pool, Ordering::Relaxed);
+    }
+}
+
+impl Pool {
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            taken: AtomicUsize::new(0),
+            limit,
+        }
+    }
+
+    /// Whether a new session's first datagram finds room.
+    pub(super) fn has_room(&self, len: usize) -> bool {
+        let needed = beyond_reserve(cost(len));
+        needed == 0 || self.taken.load(Ordering::Relaxed) + needed <= self.limit
+    }
+
+    #[cfg(test)]
+    pub(super) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.account.release(cost(self.bytes.len()));
+    }
+}
+
+/// What a datagram of `len` bytes is counted as: with its two allocations and its place in the queue.
+pub(super) fn cost(len: usize) -> usize {
+    len + 128
+}
+
+fn beyond_reserve(held: usize) -> usize {
+    held.saturating_sub(RESERVE)
+}
+
+/// What each session can hold whatever the others do: one datagram that fits an Ethernet frame.
+pub(super) const RESERVE: usize = 2048;
+
+/// Room for as many datagrams is kept by a session that waits.
+const SMALL_QUEUE: usize = 8;

@@ -1,0 +1,688 @@
+//! The kernel's side: reading batches of datagrams, sending single ones, and the task that does the reading.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::future::{Future, pending, poll_fn};
+use std::hash::{Hash, Hasher};
+use std::io::ErrorKind::WouldBlock;
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use socket2::{SockAddr, SockRef};
+use tokio::io::Interest;
+use tokio::sync::watch;
+use tokio::task::yield_now;
+use tracing::{debug, warn};
+
+use l4_core::Addr;
+use l4_core::conn::Session;
+
+use super::manager::{Limits, Table};
+use super::session::{PeerSession, Wait};
+use super::stats::{DropReason, Stats};
+use super::{Opening, Phase};
+
+/// A kind of datagram socket, registered with a runtime. `receive` and `send` return at once.
+pub(super) trait Wire: Sized + Send + Sync + 'static {
+    /// What tells sessions apart.
+    type Peer: Clone + Eq + Hash + Send + Sync + 'static;
+
+    /// Whether the kernel tells when a blocked send can go on. If not, it is tried again for about a second.
+    const TELLS_ROOM: bool;
+
+    /// Waits for something to read.
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Waits for room to send.
+    fn writable(&self) -> impl Future<Output = io::Result<()>> + Send + Sync;
+
+    /// Reads what is waiting, up to one batch, and says whether there may be more. `WouldBlock` when there was nothing.
+    fn receive(
+        &self,
+        scratch: &mut [u8],
+        each: &mut dyn FnMut(Arrival<'_, Self::Peer>),
+    ) -> io::Result<bool>;
+
+    /// Sends one datagram.
+    fn send(&self, peer: &Self::Peer, datagram: &[u8]) -> io::Result<()>;
+
+    /// The peer's address.
+    fn remote(&self, peer: &Self::Peer) -> Addr;
+
+    /// The address the peer wrote to.
+    fn local(&self, peer: &Self::Peer) -> Addr;
+}
+
+/// Waits until a send that was blocked `tries` times before is worth another try; `None` when it is not any more.
+pub(super) fn room<W: Wire>(wire: &Arc<W>, tries: u32) -> Option<Wait> {
+    if W::TELLS_ROOM && tries == 0 {
+        let wire = wire.clone();
+        return Some(Box::pin(async move {
+            // An error means that the runtime is going down, which ends this task too.
+            let _ = wire.writable().await;
+        }));
+    }
+    // Readiness that proved wrong is not asked again at once: an error state of the socket counts as writable.
+    let wait = Duration::from_millis(1 << tries.min(6));
+    (W::TELLS_ROOM || tries < 20).then(|| -> Wait { Box::pin(tokio::time::sleep(wait)) })
+}
+
+/// What was read.
+pub(super) enum Arrival<'a, P> {
+    /// Datagrams of one peer, `stride` bytes each, the last one possibly shorter.
+    Datagrams {
+        peer: P,
+        bytes: &'a [u8],
+        stride: usize,
+    },
+    /// A datagram that belongs to nobody.
+    Useless(DropReason),
+}
+
+/// The receive task of one socket.
+pub(super) struct Receiver<W: Wire, F> {
+    wire: Arc<W>,
+    table: Table<W::Peer>,
+    on_session: F,
+    /// Sessions to wake after the batch. Kept for its allocation.
+    wake: Vec<Waker>,
+    /// Receives that gave nothing since the last one that gave something.
+    failures: u32,
+    /// No receiving before: the socket only gives errors.
+    pause: Option<Instant>,
+    notices: Notices,
+}
+
+impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
+    pub(super) fn new(
+        wire: W,
+        local: Addr,
+        limits: Limits,
+        stats: Arc<Stats>,
+        on_session: F,
+    ) -> Self {
+        Self {
+            wire: Arc::new(wire),
+            table: Table::new(limits, stats.clone()),
+            on_session,
+            wake: Vec::new(),
+            failures: 0,
+            pause: None,
+            notices: Notices::new(stats, local),
+        }
+    }
+
+    pub(super) async fn run(mut self, mut phase: watch::Receiver<Phase>) {
+        let wire = self.wire.clone();
+        let shared = self.table.shared().clone();
+        let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
+        let mut armed = None;
+        loop {
+            let now = *phase.borrow_and_update();
+            self.table.drain(now != Phase::Serve);
+            self.table.reap();
+            match now {
+                Phase::Stop => break,
+                Phase::Drain if self.table.is_empty() => break,
+                Phase::Serve | Phase::Drain => {}
+            }
+            let deadline = self.table.deadline();
+            if deadline != armed {
+                if let Some(at) = deadline {
+                    timer.as_mut().reset(at.into());
+                }
+                armed = deadline;
+            }
+            // Every arm only waits: dropping one loses nothing.
+            tokio::select! {
+                biased;
+                changed = phase.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                }
+                () = poll_fn(|cx| shared.poll_closed(cx)), if now == Phase::Drain => {}
+                () = &mut timer, if armed.is_some() => {
+                    armed = None;
+                    self.table.expire(Instant::now(), &mut self.wake);
+                    self.wake.drain(..).for_each(Waker::wake);
+                }
+                () = until(self.pause), if self.pause.is_some() => self.pause = None,
+                ready = wire.readable(), if self.pause.is_none() => {
+                    if ready.is_err() {
+                        // The runtime is going down.
+                        break;
+                    }
+                    let received = self.receive();
+                    if self.look_at(received) {
+                        // Sessions on this thread take what they got before the next batch is read.
+                        yield_now().await;
+                    }
+                }
+            }
+        }
+        self.table.stop();
+    }
+
+    /// Reads one batch and hands it out. Says whether there may be more.
+    fn receive(&mut self) -> io::Result<bool> {
+        thread_local! {
+            // For the thread rather than the socket: untouched pages cost nothing, and a thousand listeners that are
+            // idle would each have touched some.
+            static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; BATCH * STRIDE]);
+        }
+        let Self {
+            wire,
+            table,
+            on_session,
+            wake,
+            ..
+        } = self;
+        let now = Instant::now();
+        let mut each = |arrival: Arrival<'_, W::Peer>| match arrival {
+            Arrival::Useless(reason) => table.useless(reason),
+            Arrival::Datagrams {
+                peer,
+                bytes,
+                stride,
+            } => {
+                table.deliver(now, &peer, datagrams(bytes, stride), wake, |mut vacancy| {
+                    let mut accept = |idle_timeout| -> Box<dyn Session> {
+                        Box::new(PeerSession::new(vacancy.accept(idle_timeout), wire.clone()))
+                    };
+                    on_session(Opening {
+                        remote: wire.remote(&peer),
+                        local: wire.local(&peer),
+                        accept: &mut accept,
+                    });
+                });
+            }
+        };
+        let received = SCRATCH.with_borrow_mut(|scratch| wire.receive(scratch, &mut each));
+        // After the whole batch, so that a session woken by its first datagram finds the others too.
+        wake.drain(..).for_each(Waker::wake);
+        received
+    }
+
+    /// Draws the conclusions from a receive. Says whether there may be more.
+    fn look_at(&mut self, received: io::Result<bool>) -> bool {
+        let error = match received {
+            Ok(more) => {
+                self.failures = 0;
+                self.notices.drops(self.table.len());
+                return more;
+            }
+            Err(error) => error,
+        };
+        // An ICMP error of an earlier datagram is reported once and concerns nobody here. Readiness without a datagram
+        // is a bad checksum. Neither is worth a pause unless it goes on and on, as on a socket that was shut down.
+        self.failures = self.failures.saturating_add(1);
+        let excess = self.failures.saturating_sub(PATIENCE);
+        let longest = if error.kind() == WouldBlock { 0 } else { 7 };
+        if excess > 0 {
+            let pause = Duration::from_millis(1 << excess.min(longest));
+            self.pause = Some(Instant::now() + pause);
+        }
+        if error.kind() != WouldBlock {
+            self.notices.error(&error, excess > 0);
+        }
+        false
+    }
+}
+
+/// Receives that may fail in a row before there is a pause.
+const PATIENCE: u32 = 8;
+
+/// The datagrams that one receive put into one buffer.
+fn datagrams(bytes: &[u8], stride: usize) -> impl Iterator<Item = &[u8]> {
+    let stride = if stride == 0 { bytes.len() } else { stride };
+    // `chunks` sees nothing in an empty datagram.
+    let empty = bytes.is_empty().then_some(bytes);
+    empty.into_iter().chain(bytes.chunks(stride.max(1)))
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => pending().await,
+    }
+}
+
+/// Log lines that repeat under load: each kind at most once a minute.
+struct Notices {
+    stats: Arc<Stats>,
+    local: Addr,
+    drops: [Notice; LOUD.len()],
+    error: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Notice {
+    counted: u64,
+    logged: Option<Instant>,
+}
+
+/// Drops that an operator must learn of. The others happen in good health, or are logged by the server.
+const LOUD: [DropReason; 4] = [
+    DropReason::SessionLimit,
+    DropReason::MemoryLimit,
+    DropReason::UnnamedPeer,
+    DropReason::TooLong,
+];
+
+impl Notices {
+    fn new(stats: Arc<Stats>, local: Addr) -> Self {
+        Self {
+            stats,
+            local,
+            drops: [Notice::default(); LOUD.len()],
+            error: None,
+        }
+    }
+
+    fn drops(&mut self, sessions: usize) {
+        for (notice, reason) in self.drops.iter_mut().zip(LOUD) {
+            let counted = self.stats.dropped(reason);
+            let dropped = counted - notice.counted;
+            if dropped > 0 && is_over(notice.logged) {
+                *notice = Notice {
+                    counted,
+                    logged: Some(Instant::now()),
+                };
+                let (network, address) = (self.local.network(), &self.local);
+                warn!(network, %address, %reason, dropped, sessions, "datagrams dropped");
+            }
+        }
+    }
+
+    fn error(&mut self, error: &io::Error, persistent: bool) {
+        let (network, address) = (self.local.network(), &self.local);
+        if persistent && is_over(self.error) {
+            self.error = Some(Instant::now());
+            warn!(network, %address, %error, "receiving datagrams keeps going wrong");
+        } else {
+            debug!(network, %address, %error, "receiving datagrams");
+        }
+    }
+}
+
+fn is_over(logged: Option<Instant>) -> bool {
+    logged.is_none_or(|at| at.elapsed() > Duration::from_secs(60))
+}
+
+/// A UDP socket, through quinn-udp: batches, receive offload, packet information.
+pub(super) struct Udp {
+    socket: tokio::net::UdpSocket,
+    state: UdpSocketState,
+    bound: SocketAddr,
+}
+
+/// A UDP peer together with the address it wrote to. Replies leave from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct UdpPeer {
+    remote: SocketAddr,
+    local: SocketAddr,
+}
+
+/// Prepares a UDP socket for batches, receive offload and packet information, and leaves it otherwise as it is.
+pub(super) fn prepare(socket: &UdpSocket) -> io::Result<UdpSocketState> {
+    let before: Vec<_> = QUIC_OPTIONS
+        .iter()
+        .map(|&(level, name)| sockopt::get(socket, level, name))
+        .collect();
+    let state = UdpSocketState::new(socket.into())?;
+    for (&(level, name), value) in QUIC_OPTIONS.iter().zip(before) {
+        // An option that cannot be read belongs to the other address family.
+        if let Ok(value) = value {
+            sockopt::set(socket, level, name, value)?;
+        }
+    }
+    Ok(state)
+}
+
+impl Udp {
+    pub(super) fn new(socket: UdpSocket, state: UdpSocketState) -> io::Result<Self> {
+        let bound = socket.local_addr()?;
+        Ok(Self {
+            socket: tokio::net::UdpSocket::from_std(socket)?,
+            state,
+            bound,
+        })
+    }
+
+    /// The address that a datagram was sent to.
+    fn written_to(&self, meta: &RecvMeta) -> SocketAddr {
+        match meta.dst_ip {
+            Some(IpAddr::V6(ip)) if ip.is_unicast_link_local() => {
+                let scope = meta.interface_index.unwrap_or_default();
+                SocketAddrV6::new(ip, self.bound.port(), 0, scope).into()
+            }
+            Some(ip) if self.bound.ip().is_unspecified() => SocketAddr::new(ip, self.bound.port()),
+            _ => self.bound,
+        }
+    }
+
+    fn send_from(&self, from: Option<IpAddr>, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        let transmit = Transmit {
+            destination: to,
+            ecn: None,
+            contents: datagram,
+            segment_size: None,
+            src_ip: from,
+        };
+        self.socket.try_io(Interest::WRITABLE, || {
+            self.state.try_send((&self.socket).into(), &transmit)
+        })
+    }
+}
+
+impl Wire for Udp {
+    type Peer = UdpPeer;
+
+    const TELLS_ROOM: bool = true;
+
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
+        self.socket.readable()
+    }
+
+    fn writable(&self) -> impl Future<Output = io::Result<()>> + Send + Sync {
+        self.socket.writable()
+    }
+
+    fn receive(
+        &self,
+        scratch: &mut [u8],
+        each: &mut dyn FnMut(Arrival<'_, UdpPeer>),
+    ) -> io::Result<bool> {
+        let mut metas = [RecvMeta::default(); BATCH];
+        let mut chunks = scratch.chunks_mut(STRIDE);
+        let mut buffers: [_; BATCH] =
+            std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+        let count = self.socket.try_io(Interest::READABLE, || {
+            self.state
+                .recv((&self.socket).into(), &mut buffers, &mut metas)
+        })?;
+        for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
+            let peer = UdpPeer {
+                remote: meta.addr,
+                local: self.written_to(meta),
+            };
+            let bytes = buffer.get(..meta.len).unwrap_or(buffer);
+            each(Arrival::Datagrams {
+                peer,
+                bytes,
+                stride: meta.stride,
+            });
+        }
+        Ok(count == BATCH)
+    }
+
+    fn send(&self, peer: &UdpPeer, datagram: &[u8]) -> io::Result<()> {
+        let from =
+            (peer.local != self.bound && is_unicast(peer.local.ip())).then(|| peer.local.ip());
+        let mut sent = self.send_from(from, peer.remote, datagram);
+        if sent.as_ref().is_err_and(is_hearsay) {
+            // What became of an earlier datagram, perhaps to another peer. This one was not tried yet.
+            sent = self.send_from(from, peer.remote, datagram);
+        }
+        if from.is_some() && sent.as_ref().is_err_and(is_not_ours) {
+            // The peer wrote to a subnet's broadcast address, or the address has left this host since.
+            sent = self.send_from(None, peer.remote, datagram);
+        }
+        sent
+    }
+
+    fn remote(&self, peer: &UdpPeer) -> Addr {
+        Addr::Udp(peer.remote)
+    }
+
+    fn local(&self, peer: &UdpPeer) -> Addr {
+        Addr::Udp(peer.local)
+    }
+}
+
+/// In few words, because it is done for every datagram; the derived one feeds lengths and tags as well.
+impl Hash for UdpPeer {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for addr in [self.remote, self.local] {
+            match addr.ip() {
+                IpAddr::V4(ip) => {
+                    state.write_u64(u64::from(ip.to_bits()) << 16 | u64::from(addr.port()));
+                }
+                IpAddr::V6(ip) => {
+                    state.write_u128(ip.to_bits());
+                    state.write_u16(addr.port());
+                }
+            }
+        }
+    }
+}
+
+/// Whether replies can come from `ip`. Multicast and broadcast addresses are written to, never from.
+fn is_unicast(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => !ip.is_multicast() && !ip.is_broadcast(),
+        IpAddr::V6(ip) => !ip.is_multicast(),
+    }
+}
+
+/// What the kernel says, by version and family, when the source address is not one of this host.
+fn is_not_ours(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidInput
+            | io::ErrorKind::AddrNotAvailable
+            | io::ErrorKind::NetworkUnreachable
+    )
+}
+
+/// What an ICMP message leaves behind for the next system call.
+fn is_hearsay(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+    )
+}
+
+/// Options that quinn-udp sets and this socket is to have as they were: datagrams larger than the path are fragmented,
+/// as a plain socket does, and the kernel takes no timestamps.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const QUIC_OPTIONS: &[(libc::c_int, libc::c_int)] = &[
+    (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+    (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+    (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS),
+];
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const QUIC_OPTIONS: &[(libc::c_int, libc::c_int)] = &[
+    #[cfg(any(target_os = "freebsd", target_vendor = "apple"))]
+    (libc::IPPROTO_IP, libc::IP_DONTFRAG),
+    (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG),
+];
+
+/// A Unix datagram socket.
+pub(super) struct Unix {
+    socket: tokio::net::UnixDatagram,
+    bound: Addr,
+}
+
+impl Unix {
+    pub(super) fn new(socket: UnixDatagram, bound: Addr) -> io::Result<Self> {
+        Ok(Self {
+            socket: tokio::net::UnixDatagram::from_std(socket)?,
+            bound,
+        })
+    }
+}
+
+impl Wire for Unix {
+    /// A path or an abstract name.
+    type Peer = SockAddr;
+
+    /// Readiness is that of our own buffer, but it is the peer's queue that is full; and to wait for the socket would
+    /// make all sessions wait for one peer.
+    const TELLS_ROOM: bool = false;
+
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
+        self.socket.readable()
+    }
+
+    fn writable(&self) -> impl Future<Output = io::Result<()>> + Send + Sync {
+        self.socket.writable()
+    }
+
+    fn receive(
+        &self,
+        scratch: &mut [u8],
+        each: &mut dyn FnMut(Arrival<'_, SockAddr>),
+    ) -> io::Result<bool> {
+        // One byte more than allowed, because what is cut is not told.
+        let scratch = scratch.get_mut(..LONGEST + 1).unwrap_or_default();
+        for turn in 0..BATCH {
+            let (len, from) = match self.socket.try_recv_from(scratch) {
+                Err(error) if turn > 0 && error.kind() == WouldBlock => return Ok(false),
+                received => received?,
+            };
+            each(match (named(&from.into()), scratch.get(..len)) {
+                (None, _) => Arrival::Useless(DropReason::UnnamedPeer),
+                (Some(peer), Some(bytes)) if len <= LONGEST => Arrival::Datagrams {
+                    peer,
+                    bytes,
+                    stride: len,
+                },
+                (Some(_), _) => Arrival::Useless(DropReason::TooLong),
+            });
+        }
+        Ok(true)
+    }
+
+    fn send(&self, peer: &SockAddr, datagram: &[u8]) -> io::Result<()> {
+        SockRef::from(&self.socket)
+            .send_to(datagram, peer)
+            .map(drop)
+    }
+
+    fn remote(&self, peer: &SockAddr) -> Addr {
+        unix_addr(peer.as_pathname(), peer.as_abstract_namespace())
+    }
+
+    fn local(&self, _: &SockAddr) -> Addr {
+        self.bound.clone()
+    }
+}
+
+/// The address to answer to; `None` for a peer without a name.
+fn named(from: &UnixAddr) -> Option<SockAddr> {
+    match abstract_name(from) {
+        Some(name) => SockAddr::unix(OsStr::from_bytes(&[b"\0", name].concat())),
+        None => SockAddr::unix(from.as_pathname()?),
+    }
+    .ok()
+}
+
+/// The address a Unix datagram socket is bound to.
+pub(super) fn bound(socket: &UnixDatagram) -> io::Result<Addr> {
+    let addr = socket.local_addr()?;
+    Ok(unix_addr(addr.as_pathname(), abstract_name(&addr)))
+}
+
+fn unix_addr(path: Option<&Path>, abstract_name: Option<&[u8]>) -> Addr {
+    let path = match abstract_name {
+        Some(name) => Some(Arc::from(Path::new(OsStr::from_bytes(
+            &[b"@", name].concat(),
+        )))),
+        None => path.map(Arc::from),
+    };
+    Addr::Unix {
+        path,
+        datagram: true,
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn abstract_name(addr: &UnixAddr) -> Option<&[u8]> {
+    std::os::linux::net::SocketAddrExt::as_abstract_name(addr)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn abstract_name(_: &UnixAddr) -> Option<&[u8]> {
+    None
+}
+
+/// Datagrams, or runs of datagrams that the kernel has put together, read at once.
+const BATCH: usize = quinn_udp::BATCH_SIZE;
+
+/// The distance of receive buffers: a run may have 64 KiB. The rest keeps their beginnings out of each other's cache
+/// sets.
+const STRIDE: usize = 64 * 1024 + 2 * 1024;
+
+/// The longest datagram passed on. UDP has no longer ones (65 507 over IPv4); handlers read with buffers of this size.
+const LONGEST: usize = 65_535;
+
+/// Integer socket options that neither std nor socket2 has.
+#[allow(unsafe_code)]
+pub(super) mod sockopt {
+    use std::io;
+    use std::os::fd::AsRawFd;
+
+    use libc::c_int;
+
+    pub(in super::super) fn get(
+        socket: &impl AsRawFd,
+        level: c_int,
+        name: c_int,
+    ) -> io::Result<c_int> {
+        let mut value: c_int = 0;
+        let mut len = size_of::<c_int>() as libc::socklen_t;
+        // SAFETY: `value` and `len` live through the call, and `len` says how much may be written to `value`. Any
+        // bit pattern is a `c_int`, so a shorter answer leaves it valid.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                level,
+                name,
+                (&raw mut value).cast(),
+                &raw mut len,
+            )
+        };
+        if result == 0 {
+            Ok(value)
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    pub(in super::super) fn set(
+        socket: &impl AsRawFd,
+        level: c_int,
+        name: c_int,
+        value: c_int,
+    ) -> io::Result<()> {
+        let len = size_of::<c_int>() as libc::socklen_t;
+        // SAFETY: `value` lives through the call and is as long as `len` says.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                level,
+                name,
+                (&raw const value).cast(),
+                len,
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+}
