@@ -1,0 +1,103 @@
+//! `remote_ip` and `local_ip`: where a hello comes from and where it was received.
+
+use serde::Deserialize;
+
+use l4_core::config::{At, IpRanges};
+use l4_core::conn::Capture;
+use l4_core::{Provision, Rejected};
+
+use super::{HandshakeMatch, HandshakeScope};
+use crate::ClientHello;
+
+/// Addresses that a client may and may not have.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoteIpConfig {
+    /// Addresses and prefixes, such as `["10.0.0.0/8", "::1"]`, or `private_ranges`. The client must be in one of them;
+    /// absent or empty, it may be anywhere. Placeholders are filled in when the configuration is loaded.
+    #[serde(default)]
+    ranges: Option<Vec<At<String>>>,
+    /// Addresses and prefixes that the client must not be in, even if it is in `ranges`.
+    #[serde(default)]
+    not_ranges: Option<Vec<At<String>>>,
+}
+
+/// Addresses that a hello may be received on.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalIpConfig {
+    /// Addresses and prefixes, such as `["192.0.2.1"]`, or `private_ranges`. The local address must be in one of them;
+    /// absent or empty, any IP address will do. Placeholders are filled in when the configuration is loaded.
+    #[serde(default)]
+    ranges: Option<Vec<At<String>>>,
+}
+
+/// The client's address is among some and not among others. A Unix socket has none and never matches.
+pub struct MatchRemoteIp {
+    ranges: IpRanges,
+    not_ranges: IpRanges,
+}
+
+/// The local address is among some. A Unix socket has none and never matches.
+pub struct MatchLocalIp {
+    ranges: IpRanges,
+}
+
+impl MatchRemoteIp {
+    /// Makes the condition.
+    ///
+    /// # Errors
+    /// [`Rejected`] once the reason was reported to `cx`.
+    pub fn provision(config: RemoteIpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+        let ranges = parse(config.ranges, cx);
+        let not_ranges = parse(config.not_ranges, cx);
+        Ok(Self {
+            ranges: ranges?,
+            not_ranges: not_ranges?,
+        })
+    }
+}
+
+impl MatchLocalIp {
+    /// Makes the condition.
+    ///
+    /// # Errors
+    /// [`Rejected`] once the reason was reported to `cx`.
+    pub fn provision(config: LocalIpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+        Ok(Self {
+            ranges: parse(config.ranges, cx)?,
+        })
+    }
+}
+
+impl HandshakeMatch for MatchRemoteIp {
+    fn matches(
+        &self,
+        _hello: &ClientHello,
+        conn: &dyn HandshakeScope,
+        _captures: &mut Vec<Capture>,
+    ) -> bool {
+        conn.remote_ip().is_some_and(|ip| {
+            (self.ranges.is_empty() || self.ranges.contains(ip)) && !self.not_ranges.contains(ip)
+        })
+    }
+}
+
+impl HandshakeMatch for MatchLocalIp {
+    fn matches(
+        &self,
+        _hello: &ClientHello,
+        conn: &dyn HandshakeScope,
+        _captures: &mut Vec<Capture>,
+    ) -> bool {
+        conn.local_ip()
+            .is_some_and(|ip| self.ranges.is_empty() || self.ranges.contains(ip))
+    }
+}
+
+fn parse(entries: Option<Vec<At<String>>>, cx: &mut Provision<'_>) -> Result<IpRanges, Rejected> {
+    let entries = entries.unwrap_or_default();
+    let expanded = cx.all(&entries, |cx, entry| cx.expand_load(entry))?;
+    IpRanges::parse(expanded.iter().map(String::as_str))
+        .map_err(|(i, message)| cx.reject(entries.get(i).map_or(cx.node(), At::node), message))
+}
