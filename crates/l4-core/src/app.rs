@@ -109,10 +109,18 @@ impl App {
     pub fn load(document: &Document, registry: &Registry) -> Loaded {
         let mut cx = Provision::new(document, registry);
         let app = Self::provision(&mut cx);
-        let Report { errors, warnings, notes } = cx.finish();
+        let Report {
+            errors,
+            warnings,
+            notes,
+        } = cx.finish();
         // `Rejected` and an error that did not stop the provisioning of its surroundings are the same to the caller.
         let app = app.ok().filter(|_| errors.is_empty()).ok_or(errors);
-        Loaded { app, warnings, notes }
+        Loaded {
+            app,
+            warnings,
+            notes,
+        }
     }
 
     fn provision(cx: &mut Provision<'_>) -> Result<Self, Rejected> {
@@ -332,4 +340,3 @@ fn not_yet(cx: &mut Provision<'_>, name: &str, node: Node) {
         }
     }
 }
-

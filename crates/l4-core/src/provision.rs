@@ -121,7 +121,11 @@ impl<'a> Provision<'a> {
 
     /// What was reported.
     pub fn finish(self) -> Report {
-        Report { errors: self.errors, warnings: self.warnings, notes: self.notes }
+        Report {
+            errors: self.errors,
+            warnings: self.warnings,
+            notes: self.notes,
+        }
     }
 
     /// Enters route `i` of the current list; give what it returns to [`leave_route`](Self::leave_route).
