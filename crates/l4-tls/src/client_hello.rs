@@ -10,8 +10,8 @@ use crate::records::{Cursor, Step, Stop};
 ///
 /// Parsed from the unread bytes of a connection, however records and segments cut the message; up to 16 KiB. A message
 /// that is malformed anywhere is not a hello, so that nobody routes by half of it: wrong lengths, an extension or a
-/// host name given twice, a host name that is not one. GREASE values (RFC 8701) are left out of every list. Of an
-/// encrypted hello only the outer part is visible.
+/// host name given twice, a host name that is not one. GREASE values (RFC 8701) are left out of every list of numbers.
+/// Of an encrypted hello only the outer part is visible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientHello {
     legacy_version: u16,
@@ -41,13 +41,12 @@ impl ClientHello {
     /// The protocols that the client offers by ALPN, in its order.
     pub fn alpn(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = &*self.alpn;
-        let names = std::iter::from_fn(move || {
+        std::iter::from_fn(move || {
             let (length, names) = rest.split_first()?;
             let (name, names) = names.split_at_checked(usize::from(*length))?;
             rest = names;
             Some(name)
-        });
-        names.filter(|name| !matches!(name, [a, b] if is_grease(u16::from_be_bytes([*a, *b]))))
+        })
     }
 
     /// The protocol versions that the client supports, in its order. A client that sends no list supports TLS 1.0 up

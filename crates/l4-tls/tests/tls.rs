@@ -168,6 +168,11 @@ fn list_of_constant_names_is_indexed_by_them() {
 
     assert!(self::tls(r#"{"alpn": ["h2"]}"#).keys().is_none());
     assert!(self::tls(r#"{"sni": []}"#).keys().is_none());
+    assert!(
+        self::tls(r#"{"sni": ["a.example", "{l4.vars.x}"]}"#)
+            .keys()
+            .is_none()
+    );
 }
 
 #[test]

@@ -67,10 +67,17 @@ fn lists_keep_the_order_of_the_client_and_lose_grease() {
     assert_eq!(hello.cipher_suites().len(), 15);
     assert_eq!(hello.groups(), [X25519_MLKEM768, 0x001D, 0x0017, 0x0018]);
     assert!(hello.signature_schemes().contains(&0x0804));
+}
 
-    let hello = with_extensions(&[(16, alpn_list(&["\u{1A}\u{1A}", "h2"]))]);
+#[test]
+fn protocol_name_that_looks_like_grease_is_kept() {
+    // RFC 8701 reserves "zz" among others, but a list of names is not harmed by one more.
+    let hello = with_extensions(&[(16, alpn_list(&["\u{1A}\u{1A}", "zz", "h2"]))]);
     let hello = keeps_the_contract(&record(&hello)).expect("a hello");
-    assert_eq!(hello.alpn().collect::<Vec<_>>(), [b"h2"]);
+    assert_eq!(
+        hello.alpn().collect::<Vec<_>>(),
+        [&b"\x1A\x1A"[..], b"zz", b"h2"]
+    );
 }
 
 #[test]
@@ -238,6 +245,12 @@ fn length_that_contradicts_is_refused_when_it_is_read() {
         "extension that leaves one byte",
         &hello(&truncated),
         after + 6,
+    );
+    let sni = [&body[..], &[0, 13, 0, 0, 0, 9, 0, 7, 7, 0, 3, 1, 1, 1, 0]].concat();
+    refused_after(
+        "name that leaves one byte",
+        &hello(&sni),
+        after + 2 + 4 + 2 + 3,
     );
 }
 
