@@ -1,0 +1,769 @@
+//! Connecting to an upstream.
+//!
+//! [`Target`] is what to connect to, checked once; [`connect`] does it. A name is looked up at every dial, by the system's
+//! resolver on a thread of its own, and all its addresses are tried, the two IP versions in turn and a little staggered
+//! (RFC 8305), until one answers. An IP address never touches the resolver.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
+use std::time::Duration;
+
+use l4_core::config::{Address, Family, Network};
+use l4_core::{Addr, Io};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket, UnixDatagram, UnixStream};
+use tokio::time::{sleep, timeout};
+
+use crate::datagrams::Datagrams;
+use crate::seqpacket::SeqPacket;
+use crate::sockopt;
+
+/// How long a connection attempt is alone before the next address is tried beside it (RFC 8305, section 5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// What to connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Target(Kind);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Ip {
+        datagrams: bool,
+        family: Family,
+        host: Host,
+        port: u16,
+    },
+    Unix {
+        socket: UnixKind,
+        path: Arc<Path>,
+    },
+}
+
+/// The three kinds of Unix sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum UnixKind {
+    Stream,
+    Packet,
+    Datagram,
+}
+
+/// The host part of an address, taken apart once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Host {
+    /// None was given.
+    Unspecified,
+    /// An IP address; an IPv4 address in IPv6 form is an IPv4 address.
+    Ip(IpAddr),
+    /// An IPv6 address with the interface it is valid on.
+    Zoned(Ipv6Addr, Box<str>),
+    /// Anything else is for the resolver.
+    Name(Box<str>),
+}
+
+/// How to connect.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct DialOptions {
+    /// Everything together, the lookup included, may take this long. `None`: as long as the system lets it, which for
+    /// an address that does not answer is about two minutes.
+    pub limit: Option<Duration>,
+}
+
+impl DialOptions {
+    /// With a time limit.
+    pub fn within(limit: Option<Duration>) -> Self {
+        Self { limit }
+    }
+}
+
+/// A connection that was made.
+pub struct Dialled {
+    /// The socket: `Io::Datagram` for `udp` and `unixgram`, a stream otherwise.
+    pub io: Io,
+    /// Its other end: the one address, of those the name has, that answered.
+    pub peer: Addr,
+}
+
+/// Finds the addresses of a name.
+pub trait Resolve {
+    /// The addresses of `host`, the preferred first, each with `port`.
+    fn lookup(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> impl Future<Output = io::Result<Vec<SocketAddr>>> + Send;
+}
+
+/// The resolver of the system: hosts file, name servers and order as it is configured.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemResolver;
+
+impl Resolve for SystemResolver {
+    async fn lookup(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        Ok(tokio::net::lookup_host((host, port)).await?.collect())
+    }
+}
+
+/// The addresses of `host`, a name or an IP address, in the system's order.
+///
+/// # Errors
+/// The name does not exist, or nobody could be asked.
+pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    SystemResolver.lookup(host, port).await
+}
+
+/// Connects to `target`: the one entrance for every network.
+///
+/// Dropping the future gives up; nothing stays behind.
+///
+/// # Errors
+/// No address of it could be connected to in time. The error says what was tried.
+pub async fn connect(target: &Target, options: &DialOptions) -> Result<Dialled, DialError> {
+    connect_with(&SystemResolver, target, options).await
+}
+
+/// As [`connect`], with another resolver.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_with(
+    resolver: &impl Resolve,
+    target: &Target,
+    options: &DialOptions,
+) -> Result<Dialled, DialError> {
+    let mut progress = Progress::default();
+    let Some(limit) = options.limit else {
+        return attempt(resolver, target, &mut progress).await;
+    };
+    let outcome = timeout(limit, attempt(resolver, target, &mut progress)).await;
+    outcome.unwrap_or_else(|_| {
+        Err(DialError::Timeout {
+            target: target.to_string(),
+            limit,
+            resolving: progress.resolving,
+            attempts: Attempts(progress.failed),
+        })
+    })
+}
+
+/// Why a connection was not made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DialError {
+    /// The name could not be looked up.
+    #[error("{target}: the name cannot be resolved")]
+    Lookup {
+        /// What was to be connected to.
+        target: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// The name has no address of the wanted IP version, or none at all.
+    #[error("{target}: no suitable address found{}", of_family(*family))]
+    NoSuitableAddress {
+        /// What was to be connected to.
+        target: String,
+        /// The wanted IP version.
+        family: Family,
+    },
+    /// The zone of an IPv6 address is not here.
+    #[error("{target}: there is no network interface {zone:?}")]
+    UnknownZone {
+        /// What was to be connected to.
+        target: String,
+        /// The name of the interface.
+        zone: String,
+    },
+    /// Every address refused, or could not be reached.
+    #[error("connecting to {target}: {}", attempts.of(target))]
+    Connect {
+        /// What was to be connected to.
+        target: String,
+        /// What was tried.
+        attempts: Attempts,
+    },
+    /// There was no answer in time.
+    #[error("connecting to {target}: {} within {limit:?}{}",
+        if *resolving { "the name was not resolved" } else { "no answer" }, attempts.before(target))]
+    Timeout {
+        /// What was to be connected to.
+        target: String,
+        /// The time there was.
+        limit: Duration,
+        /// Whether it was the lookup that took so long.
+        resolving: bool,
+        /// What had failed by then.
+        attempts: Attempts,
+    },
+}
+
+impl DialError {
+    /// Whether there was no answer, rather than a bad one.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::Timeout { .. } => true,
+            Self::Connect { attempts, .. } => attempts
+                .best()
+                .is_some_and(|error| error.kind() == io::ErrorKind::TimedOut),
+            _ => false,
+        }
+    }
+
+    /// The system's reason that says most about the target.
+    pub fn reason(&self) -> Option<&io::Error> {
+        match self {
+            Self::Lookup { source, .. } => Some(source),
+            Self::Connect { attempts, .. } | Self::Timeout { attempts, .. } => attempts.best(),
+            _ => None,
+        }
+    }
+}
+
+/// The addresses that were tried in vain, and what became of each.
+#[derive(Debug, Default)]
+pub struct Attempts(Vec<(Addr, io::Error)>);
+
+impl Attempts {
+    /// Each address with what the system said about it, in the order in which they failed.
+    pub fn iter(&self) -> impl Iterator<Item = (&Addr, &io::Error)> {
+        self.0.iter().map(|(addr, error)| (addr, error))
+    }
+
+    /// A server that answered, if only to refuse, says more than a route or an IP version that is missing here.
+    fn best(&self) -> Option<&io::Error> {
+        self.0
+            .iter()
+            .map(|(_, error)| error)
+            .min_by_key(|error| match error.kind() {
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => 0,
+                io::ErrorKind::TimedOut => 1,
+                io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => 2,
+                io::ErrorKind::HostUnreachable => 4,
+                io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable => 5,
+                _ => 3,
+            })
+    }
+
+    /// The attempts as text; an address that is the whole target is not repeated.
+    fn of(&self, target: &str) -> String {
+        let mut text = String::new();
+        for (addr, error) in &self.0 {
+            if !text.is_empty() {
+                text.push_str("; ");
+            }
+            let addr = addr.to_string();
+            if !target.ends_with(&addr) {
+                text.push_str(&addr);
+                text.push_str(": ");
+            }
+            text.push_str(&error.to_string());
+        }
+        text
+    }
+
+    fn before(&self, target: &str) -> String {
+        if self.0.is_empty() {
+            String::new()
+        } else {
+            format!("; before that {}", self.of(target))
+        }
+    }
+}
+
+fn of_family(family: Family) -> &'static str {
+    match family {
+        Family::Any => "",
+        Family::V4 => ", it has no IPv4 address",
+        Family::V6 => ", it has no IPv6 address",
+    }
+}
+
+/// Why an address is nothing to connect to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TargetError {
+    /// A network that can only be listened on, or none at all.
+    #[error("{address}: {network} addresses cannot be dialled")]
+    NotDialable {
+        /// The address.
+        address: String,
+        /// Its network.
+        network: String,
+    },
+    /// More than one port.
+    #[error("{address}: port ranges are currently not supported")]
+    PortRange {
+        /// The address.
+        address: String,
+    },
+    /// No port, or port 0.
+    #[error("{address}: nothing listens on port 0, write host:port")]
+    NoPort {
+        /// The address.
+        address: String,
+    },
+    /// A Unix socket without a path, or with one that the system cannot take.
+    #[error("{address}: {why}")]
+    BadPath {
+        /// The address.
+        address: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// `tcp4` with an IPv6 address, or the reverse.
+    #[error("{address}: not an address of network {network}")]
+    WrongFamily {
+        /// The address.
+        address: String,
+        /// Its network.
+        network: String,
+    },
+}
+
+impl Target {
+    /// What `address` stands for; its mode bits do not matter.
+    ///
+    /// # Errors
+    /// It is no single place that can be connected to.
+    pub fn new(address: &Address) -> Result<Self, TargetError> {
+        let (text, network) = (|| address.to_string(), || address.network.to_string());
+        let socket = match &address.network {
+            Network::Tcp(family) => return Self::ip(false, *family, address),
+            Network::Udp(family) => return Self::ip(true, *family, address),
+            Network::Unix => UnixKind::Stream,
+            Network::Unixpacket => UnixKind::Packet,
+            Network::Unixgram => UnixKind::Datagram,
+            _ => {
+                return Err(TargetError::NotDialable {
+                    address: text(),
+                    network: network(),
+                });
+            }
+        };
+        unix_name(&address.host).map_err(|why| TargetError::BadPath {
+            address: text(),
+            why: why.to_string(),
+        })?;
+        Ok(Self(Kind::Unix {
+            socket,
+            path: Path::new(&*address.host).into(),
+        }))
+    }
+
+    fn ip(datagrams: bool, family: Family, address: &Address) -> Result<Self, TargetError> {
+        let text = || address.to_string();
+        let ports = address.ports.unwrap_or_default();
+        if ports.first != ports.last {
+            return Err(TargetError::PortRange { address: text() });
+        }
+        if ports.first == 0 {
+            return Err(TargetError::NoPort { address: text() });
+        }
+        let host = Host::parse(&address.host);
+        if host.ip().is_some_and(|ip| !is_of(family, ip)) {
+            let network = address.network.to_string();
+            return Err(TargetError::WrongFamily {
+                address: text(),
+                network,
+            });
+        }
+        Ok(Self(Kind::Ip {
+            datagrams,
+            family,
+            host,
+            port: ports.first,
+        }))
+    }
+
+    /// Whether it takes datagrams rather than a stream.
+    pub fn is_datagram(&self) -> bool {
+        match self.0 {
+            Kind::Ip { datagrams, .. } => datagrams,
+            Kind::Unix { socket, .. } => socket == UnixKind::Datagram,
+        }
+    }
+
+    /// The name that is looked up at each dial, if it is one.
+    pub fn name(&self) -> Option<&str> {
+        match &self.0 {
+            Kind::Ip {
+                host: Host::Name(name),
+                ..
+            } => Some(name),
+            _ => None,
+        }
+    }
+}
+
+/// The text form of the address.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Ip {
+                datagrams,
+                family,
+                host,
+                port,
+            } => {
+                f.write_str(match (datagrams, family) {
+                    (false, Family::Any) => "",
+                    (false, Family::V4) => "tcp4/",
+                    (false, Family::V6) => "tcp6/",
+                    (true, Family::Any) => "udp/",
+                    (true, Family::V4) => "udp4/",
+                    (true, Family::V6) => "udp6/",
+                })?;
+                match host {
+                    Host::Unspecified => write!(f, ":{port}"),
+                    Host::Ip(ip) => SocketAddr::new(*ip, *port).fmt(f),
+                    Host::Zoned(ip, zone) => write!(f, "[{ip}%{zone}]:{port}"),
+                    Host::Name(name) if name.contains(':') => write!(f, "[{name}]:{port}"),
+                    Host::Name(name) => write!(f, "{name}:{port}"),
+                }
+            }
+            Kind::Unix { socket, path } => {
+                f.write_str(match socket {
+                    UnixKind::Stream => "unix/",
+                    UnixKind::Packet => "unixpacket/",
+                    UnixKind::Datagram => "unixgram/",
+                })?;
+                path.display().fmt(f)
+            }
+        }
+    }
+}
+
+impl Host {
+    pub(crate) fn parse(text: &str) -> Self {
+        if text.is_empty() {
+            return Self::Unspecified;
+        }
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            return Self::Ip(ip.to_canonical());
+        }
+        let zoned = text.split_once('%').filter(|(_, zone)| !zone.is_empty());
+        match zoned.and_then(|(ip, zone)| Some((ip.parse().ok()?, zone))) {
+            Some((ip, zone)) => Self::Zoned(ip, zone.into()),
+            None => Self::Name(text.into()),
+        }
+    }
+
+    /// The IP address, if it is one.
+    pub(crate) fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Ip(ip) => Some(*ip),
+            Self::Zoned(ip, _) => Some((*ip).into()),
+            Self::Unspecified | Self::Name(_) => None,
+        }
+    }
+}
+
+/// Whether addresses of `family` include `ip`.
+pub(crate) fn is_of(family: Family, ip: IpAddr) -> bool {
+    match family {
+        Family::Any => true,
+        Family::V4 => ip.is_ipv4(),
+        Family::V6 => ip.is_ipv6(),
+    }
+}
+
+/// The number of the network interface `zone`, which may be a number itself.
+#[allow(unsafe_code)]
+pub(crate) fn interface_index(zone: &str) -> Option<u32> {
+    if let Ok(number) = zone.parse() {
+        return Some(number);
+    }
+    let name = std::ffi::CString::new(zone).ok()?;
+    // SAFETY: the pointer is to a NUL-terminated string that lives until after the call.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (index != 0).then_some(index)
+}
+
+/// The socket address of a path or, with a leading `@`, of an abstract name.
+pub(crate) fn unix_name(path: &str) -> io::Result<SockAddr> {
+    let invalid = |why| io::Error::new(io::ErrorKind::InvalidInput, why);
+    match path.strip_prefix('@') {
+        _ if path.is_empty() => Err(invalid("a Unix socket needs a path")),
+        _ if path.contains('\0') => Err(invalid("a path has no NUL byte")),
+        _ if path.len() >= SUN_PATH => Err(invalid("a Unix socket's path has at most 107 bytes")),
+        Some(name) => SockAddr::unix(format!("\0{name}")),
+        None => SockAddr::unix(path),
+    }
+}
+
+/// The room for a path in `sockaddr_un`, the final NUL included.
+const SUN_PATH: usize = 108;
+
+/// How far a dial has come: for the error when time is over.
+#[derive(Default)]
+struct Progress {
+    resolving: bool,
+    failed: Vec<(Addr, io::Error)>,
+}
+
+async fn attempt(
+    resolver: &impl Resolve,
+    target: &Target,
+    progress: &mut Progress,
+) -> Result<Dialled, DialError> {
+    let (datagrams, family, host, port) = match &target.0 {
+        Kind::Ip {
+            datagrams,
+            family,
+            host,
+            port,
+        } => (*datagrams, *family, host, *port),
+        Kind::Unix { socket, path } => return connect_unix(target, *socket, path).await,
+    };
+    let addresses = match host {
+        // This machine, as the reference has it: IPv4 unless IPv6 was asked for.
+        Host::Unspecified if family == Family::V6 => {
+            Addresses::One((Ipv6Addr::LOCALHOST, port).into())
+        }
+        Host::Unspecified => Addresses::One((Ipv4Addr::LOCALHOST, port).into()),
+        Host::Ip(ip) => Addresses::One((*ip, port).into()),
+        Host::Zoned(ip, zone) => {
+            let scope = interface_index(zone).ok_or_else(|| DialError::UnknownZone {
+                target: target.to_string(),
+                zone: zone.to_string(),
+            })?;
+            Addresses::One(SocketAddrV6::new(*ip, port, 0, scope).into())
+        }
+        Host::Name(name) => {
+            progress.resolving = true;
+            let found = resolver
+                .lookup(name, port)
+                .await
+                .map_err(|source| DialError::Lookup {
+                    target: target.to_string(),
+                    source,
+                })?;
+            progress.resolving = false;
+            Addresses::Many(interleave(
+                found.into_iter().filter(|a| is_of(family, a.ip())),
+            ))
+        }
+    };
+    let addresses = match &addresses {
+        Addresses::One(address) => std::slice::from_ref(address),
+        Addresses::Many(addresses) => addresses,
+    };
+    if addresses.is_empty() {
+        return Err(DialError::NoSuitableAddress {
+            target: target.to_string(),
+            family,
+        });
+    }
+    let dialled = match datagrams {
+        true => connect_udp(addresses, progress),
+        false => connect_tcp(addresses, progress).await,
+    };
+    dialled.ok_or_else(|| DialError::Connect {
+        target: target.to_string(),
+        attempts: Attempts(std::mem::take(&mut progress.failed)),
+    })
+}
+
+/// One address is the usual case and costs no allocation.
+enum Addresses {
+    One(SocketAddr),
+    Many(Vec<SocketAddr>),
+}
+
+/// IPv6 and IPv4 in turn, beginning with the version the resolver put first, and in its order otherwise (RFC 8305,
+/// section 4).
+fn interleave(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+    let mut all: Vec<SocketAddr> = Vec::new();
+    for address in addresses {
+        if !all.contains(&address) {
+            all.push(address);
+        }
+    }
+    let Some(first) = all.first().map(SocketAddr::is_ipv6) else {
+        return all;
+    };
+    let (mut preferred, mut other): (Vec<_>, Vec<_>) = all
+        .into_iter()
+        .partition(|address| address.is_ipv6() == first);
+    let mut mixed = Vec::with_capacity(preferred.len() + other.len());
+    let (mut preferred, mut other) = (preferred.drain(..), other.drain(..));
+    loop {
+        match (preferred.next(), other.next()) {
+            (None, None) => return mixed,
+            (a, b) => mixed.extend([a, b].into_iter().flatten()),
+        }
+    }
+}
+
+/// Tries the addresses until one answers: the next when one has failed, or has been silent for a while.
+async fn connect_tcp(addresses: &[SocketAddr], progress: &mut Progress) -> Option<Dialled> {
+    if let [address] = addresses {
+        return match connect_tcp_to(*address).await {
+            Ok(socket) => Some(dialled_tcp(socket, *address)),
+            Err(error) => {
+                progress.failed.push((Addr::Tcp(*address), error));
+                None
+            }
+        };
+    }
+    let mut waiting = addresses.iter().copied();
+    let mut running = Vec::new();
+    loop {
+        if let Some(address) = waiting.next() {
+            running.push((address, Box::pin(connect_tcp_to(address))));
+        }
+        if running.is_empty() {
+            return None;
+        }
+        let more = waiting.len() > 0;
+        let mut delay = std::pin::pin!(sleep(ATTEMPT_DELAY));
+        let event = poll_fn(|cx| {
+            for i in 0..running.len() {
+                if let Poll::Ready(result) = running[i].1.as_mut().poll(cx) {
+                    return Poll::Ready(Some((running.swap_remove(i).0, result)));
+                }
+            }
+            match more {
+                true => Pin::as_mut(&mut delay).poll(cx).map(|()| None),
+                false => Poll::Pending,
+            }
+        });
+        match event.await {
+            // The others are given up by being dropped.
+            Some((address, Ok(socket))) => return Some(dialled_tcp(socket, address)),
+            Some((address, Err(error))) => progress.failed.push((Addr::Tcp(address), error)),
+            None => {}
+        }
+    }
+}
+
+fn dialled_tcp(socket: TcpStream, peer: SocketAddr) -> Dialled {
+    Dialled {
+        io: Io::Tcp(socket),
+        peer: Addr::Tcp(peer),
+    }
+}
+
+async fn connect_tcp_to(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking(),
+        None,
+    )?;
+    sockopt::set_stream_options(&socket)?;
+    let stream = TcpSocket::from_std_stream(socket.into())
+        .connect(address)
+        .await?;
+    match is_connected_to_itself(&stream, address) {
+        true => Err(io::ErrorKind::ConnectionRefused.into()),
+        false => Ok(stream),
+    }
+}
+
+/// A port nobody listens on can be the very one the kernel picks for our end; then the two ends are one (simultaneous
+/// open, RFC 9293 section 3.5), and the server that comes back finds its port taken. Asked only where it can happen.
+fn is_connected_to_itself(stream: &TcpStream, address: SocketAddr) -> bool {
+    static EPHEMERAL: OnceLock<(u16, u16)> = OnceLock::new();
+    let (first, last) = *EPHEMERAL.get_or_init(|| {
+        let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+        let range = range.unwrap_or_default();
+        let mut numbers = range
+            .split_whitespace()
+            .map_while(|number| number.parse().ok());
+        numbers
+            .next()
+            .zip(numbers.next())
+            .unwrap_or((1024, u16::MAX))
+    });
+    (first..=last).contains(&address.port())
+        && stream
+            .local_addr()
+            .is_ok_and(|local| (local.ip(), local.port()) == (address.ip(), address.port()))
+}
+
+/// Connecting a datagram socket sends nothing: it fails only if there is no way to an address.
+fn connect_udp(addresses: &[SocketAddr], progress: &mut Progress) -> Option<Dialled> {
+    for address in addresses {
+        let socket = || {
+            let domain = Domain::for_address(*address);
+            let socket = Socket::new(domain, Type::DGRAM.nonblocking(), None)?;
+            socket.connect(&(*address).into())?;
+            UdpSocket::from_std(socket.into())
+        };
+        match socket() {
+            Ok(socket) => {
+                let io = Io::Datagram(Box::new(Datagrams::udp(socket)));
+                return Some(Dialled {
+                    io,
+                    peer: Addr::Udp(*address),
+                });
+            }
+            Err(error) => progress.failed.push((Addr::Udp(*address), error)),
+        }
+    }
+    None
+}
+
+async fn connect_unix(
+    target: &Target,
+    kind: UnixKind,
+    path: &Arc<Path>,
+) -> Result<Dialled, DialError> {
+    let peer = Addr::Unix {
+        path: Some(path.clone()),
+        datagram: kind == UnixKind::Datagram,
+    };
+    match connect_unix_to(kind, &path.to_string_lossy()).await {
+        Ok(io) => Ok(Dialled { io, peer }),
+        Err(error) => Err(DialError::Connect {
+            target: target.to_string(),
+            attempts: Attempts(vec![(peer, error)]),
+        }),
+    }
+}
+
+async fn connect_unix_to(kind: UnixKind, path: &str) -> io::Result<Io> {
+    let name = unix_name(path)?;
+    let socket = Socket::new(Domain::UNIX, kind.socket_type().nonblocking(), None)?;
+    if kind == UnixKind::Datagram {
+        // An unnamed socket cannot be answered. Binding to nothing gives it an abstract name of the kernel's choice;
+        // where that is not possible, the peer at least receives.
+        let _ = SockAddr::unix("").and_then(|nothing| socket.bind(&nothing));
+    }
+    let mut pause = Duration::from_millis(2);
+    loop {
+        match socket.connect(&name) {
+            Ok(()) => break,
+            // The listener's queue is full. There is no event for its having room again.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(100));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(match kind {
+        UnixKind::Stream => Io::Unix(UnixStream::from_std(socket.into())?),
+        UnixKind::Packet => Io::Layer(Box::new(SeqPacket::new(socket)?)),
+        UnixKind::Datagram => Io::Datagram(Box::new(Datagrams::unix(UnixDatagram::from_std(
+            socket.into(),
+        )?))),
+    })
+}
+
+impl UnixKind {
+    pub(crate) fn socket_type(self) -> Type {
+        match self {
+            Self::Stream => Type::STREAM,
+            Self::Packet => Type::SEQPACKET,
+            Self::Datagram => Type::DGRAM,
+        }
+    }
+}

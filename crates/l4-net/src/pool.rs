@@ -1,0 +1,716 @@
+//! The listening sockets of the process, across configurations.
+//!
+//! A reload goes in two steps. [`ListenerPool::stage`] opens what the new configuration needs and does not have yet, and
+//! may fail without a trace. [`Staged::commit`] cannot fail: it gives every socket its new server, and lets go of the
+//! sockets that are no longer wanted.
+//!
+//! *Invariant:* a socket that both configurations have is never closed or opened again, so that no connection waiting in
+//! its queue is lost. What makes two addresses the same socket is decided by the kernel's view of them, not their text.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use l4_core::config::{Address, Node};
+use l4_core::{Addr, App, Connection, Listen, Record, Server};
+use socket2::Socket;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedMutexGuard, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use crate::accept::StreamListener;
+use crate::dial::{Resolve, SystemResolver};
+use crate::limits::ConnectionLimit;
+use crate::listener::{Carries, Endpoint, ListenError, SocketFile, mode};
+use crate::udp::{DatagramListener, Opening, Phase};
+
+/// The listening sockets of the process. There is one; clones are the same.
+///
+/// Dropping the last clone closes all of them at once; [`close_all`](Self::close_all) does it in order.
+#[derive(Clone)]
+pub struct ListenerPool {
+    shared: Arc<Shared>,
+}
+
+/// What one load needs beyond what runs already, opened but not used. Dropping it closes that again.
+#[must_use = "nothing is listened on before it is committed"]
+pub struct Staged {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    planned: Vec<Planned>,
+    /// One load at a time: two could bind the same socket file.
+    _turn: OwnedMutexGuard<()>,
+}
+
+/// An address that is listened on.
+#[derive(Clone)]
+pub struct Listening {
+    /// As configured, a single port.
+    pub configured: Address,
+    /// What the socket is bound to, with the port that was chosen for port 0.
+    pub actual: Addr,
+    /// What takes its connections.
+    pub server: Arc<Server>,
+}
+
+/// An address of the configuration that cannot be listened on.
+#[derive(Debug)]
+pub struct BindError {
+    pointer: String,
+    node: Node,
+    related: Option<Node>,
+    address: String,
+    reason: ListenError,
+}
+
+impl ListenerPool {
+    /// An empty pool whose connections count towards `limit`.
+    pub fn new(limit: ConnectionLimit) -> Self {
+        let shared = Shared {
+            limit,
+            turn: Arc::default(),
+            state: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Opens the sockets that `app` needs and that are not open yet. They begin to queue connections, which are
+    /// served once committed. Nothing that runs is touched.
+    ///
+    /// Loads take turns: this waits while another [`Staged`] exists, so do not stage while holding one.
+    ///
+    /// # Errors
+    /// One for every address that cannot be listened on. Whatever was opened is closed again.
+    pub async fn stage(&self, app: &App) -> Result<Staged, Vec<BindError>> {
+        self.stage_with(&SystemResolver, app).await
+    }
+
+    /// As [`stage`](Self::stage), with another resolver.
+    ///
+    /// # Errors
+    /// As [`stage`](Self::stage).
+    pub async fn stage_with(
+        &self,
+        resolver: &(impl Resolve + Sync),
+        app: &App,
+    ) -> Result<Staged, Vec<BindError>> {
+        let turn = self.shared.turn.clone().lock_owned().await;
+        let wanted = wanted(app, resolver).await?;
+        self.shared.left(&wanted).await;
+        let mut staged = Staged {
+            shared: self.shared.clone(),
+            runtime: Handle::current(),
+            planned: Vec::with_capacity(wanted.len()),
+            _turn: turn,
+        };
+        let running = self.shared.state().running();
+        let mut errors = Vec::new();
+        for (i, (key, listen)) in wanted.into_iter().enumerate() {
+            match self.shared.plan(&running, &key, &listen.address) {
+                Ok(how) => staged.planned.push(Planned {
+                    configured: listen.address.clone(),
+                    server: listen.server.clone(),
+                    how,
+                }),
+                Err(reason) if errors.len() < OWNERS => {
+                    errors.push(BindError::new(listen, reason.with_owner()));
+                }
+                Err(reason) => errors.push(BindError::new(listen, reason)),
+            }
+            if i % 64 == 63 {
+                // A range may have thousands of ports.
+                tokio::task::yield_now().await;
+            }
+        }
+        if errors.is_empty() {
+            Ok(staged)
+        } else {
+            Err(errors)
+        }
+    }
+
+    /// What is listened on now, in the order of the configuration.
+    pub fn addresses(&self) -> Vec<Listening> {
+        let state = self.shared.state();
+        let listening = state.current.iter().filter_map(|(configured, listener)| {
+            Some(Listening {
+                configured: configured.clone(),
+                actual: listener.actual.clone(),
+                server: listener.slot.load_full()?,
+            })
+        });
+        listening.collect()
+    }
+
+    /// The limit that all connections count towards.
+    pub fn limit(&self) -> &ConnectionLimit {
+        &self.shared.limit
+    }
+
+    /// Stops listening for good: socket files are removed, connections that were waiting are accepted, and stream
+    /// sockets are closed when this returns, at most about a second later. Connections that exist go on; a datagram
+    /// socket closes when its last session has ended. What is staged afterwards comes to nothing.
+    pub async fn close_all(&self) {
+        let closing = {
+            let mut state = self.shared.state();
+            state.closed = true;
+            let all = std::mem::take(&mut state.current);
+            for (_, listener) in all {
+                state.leave(listener);
+            }
+            state.leaving.clone()
+        };
+        for listener in closing.iter().filter(|listener| listener.is_stream()) {
+            listener.done.cancelled().await;
+        }
+    }
+}
+
+impl Staged {
+    /// Puts the configuration in force: every socket gets its server, and sockets that it does not have are closed,
+    /// after the connections waiting in their queues were accepted under the configuration before.
+    pub fn commit(mut self) {
+        let shared = self.shared.clone();
+        let mut state = shared.state();
+        if state.closed {
+            return;
+        }
+        let before = std::mem::take(&mut state.current);
+        for Planned {
+            configured,
+            server,
+            how,
+        } in self.planned.drain(..)
+        {
+            let listener = match how {
+                How::Kept(listener) => listener,
+                How::Revived(listener) => {
+                    state.leaving.retain(|other| !Arc::ptr_eq(other, &listener));
+                    listener
+                }
+                How::Opened(opened) => {
+                    debug!(address = %opened.actual, server = server.name(), "listening");
+                    opened.start(Arc::downgrade(&shared), server.clone(), &self.runtime)
+                }
+            };
+            listener.slot.store(Some(server));
+            listener.set_mode(mode(&configured));
+            state.current.push((configured, listener));
+        }
+        for (_, listener) in before {
+            if !state
+                .current
+                .iter()
+                .any(|(_, current)| Arc::ptr_eq(current, &listener))
+            {
+                debug!(address = %listener.actual, "no longer listening");
+                state.leave(listener);
+            }
+        }
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        for planned in &self.planned {
+            if let How::Revived(listener) = &planned.how {
+                // Never committed: it goes on leaving.
+                listener.tell(Phase::Drain);
+            }
+        }
+    }
+}
+
+impl BindError {
+    fn new(listen: &Listen, reason: ListenError) -> Self {
+        Self {
+            pointer: listen.pointer.clone(),
+            node: listen.node,
+            related: None,
+            address: listen.address.to_string(),
+            reason,
+        }
+    }
+
+    /// The JSON pointer of the `listen` entry.
+    pub fn pointer(&self) -> &str {
+        &self.pointer
+    }
+
+    /// The entry's place in the document.
+    pub fn node(&self) -> Node {
+        self.node
+    }
+
+    /// The other entry, if two stand for one socket.
+    pub fn related(&self) -> Option<Node> {
+        self.related
+    }
+
+    /// What went wrong.
+    pub fn reason(&self) -> &ListenError {
+        &self.reason
+    }
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot listen on {}: {}", self.address, self.reason)
+    }
+}
+
+impl std::error::Error for BindError {}
+
+/// For so many addresses that are taken it is found out by whom, which means reading much of `/proc` each time.
+const OWNERS: usize = 4;
+
+struct Shared {
+    limit: ConnectionLimit,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Never locked across an await.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// [`ListenerPool::close_all`] was called.
+    closed: bool,
+    /// What the configuration in force listens on, in its order.
+    current: Vec<(Address, Arc<Listener>)>,
+    /// What it no longer has, and which is not closed yet.
+    leaving: Vec<Arc<Listener>>,
+}
+
+/// What makes a socket the same one in two configurations.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    endpoint: Endpoint,
+    /// Tells apart the entries of one configuration that leave the port to the kernel.
+    nth: usize,
+}
+
+/// A socket that a task receives from.
+struct Listener {
+    key: Key,
+    actual: Addr,
+    /// What takes its connections. A stream listener that leaves keeps its last one, for the connections that wait; a
+    /// datagram listener has none then.
+    slot: Arc<ArcSwapOption<Server>>,
+    /// None once it leaves, and for what has none.
+    file: Mutex<Option<SocketFile>>,
+    has_file: bool,
+    task: Task,
+    /// Cancelled when the task has ended.
+    done: CancellationToken,
+}
+
+/// How the task is told what to do.
+enum Task {
+    Stream(CancellationToken),
+    Datagrams(watch::Sender<Phase>),
+}
+
+struct Planned {
+    configured: Address,
+    server: Arc<Server>,
+    how: How,
+}
+
+/// Where the socket for an address comes from.
+enum How {
+    Kept(Arc<Listener>),
+    /// A datagram socket that was leaving, and still had sessions. A second one beside it would get only a part of the
+    /// datagrams.
+    Revived(Arc<Listener>),
+    Opened(Box<Opened>),
+}
+
+/// An open socket without a task.
+struct Opened {
+    key: Key,
+    actual: Addr,
+    slot: Arc<ArcSwapOption<Server>>,
+    /// Before the socket, which is dropped after it.
+    file: Option<SocketFile>,
+    socket: Unstarted,
+}
+
+enum Unstarted {
+    Stream(StreamListener),
+    Datagrams {
+        listener: DatagramListener,
+        spare: Spare,
+    },
+}
+
+/// A second descriptor for a datagram socket, from which its listener can be made again.
+struct Spare {
+    socket: Socket,
+    carries: Carries,
+}
+
+/// The sockets that `app` wants, no two of them the same.
+async fn wanted<'a>(
+    app: &'a App,
+    resolver: &(impl Resolve + Sync),
+) -> Result<Vec<(Key, &'a Listen)>, Vec<BindError>> {
+    let resolver = Remembering {
+        resolver,
+        known: Mutex::default(),
+    };
+    let mut wanted = Vec::with_capacity(app.listens.len());
+    let mut errors = Vec::new();
+    let mut taken: HashMap<Endpoint, &Listen> = HashMap::new();
+    let mut any_port: HashMap<Endpoint, usize> = HashMap::new();
+    for listen in &app.listens {
+        let endpoint = match Endpoint::of(&listen.address, &resolver).await {
+            Ok(endpoint) => endpoint,
+            Err(reason) => {
+                errors.push(BindError::new(listen, reason));
+                continue;
+            }
+        };
+        let mut nth = 0;
+        if endpoint.is_any_port() {
+            let count = any_port.entry(endpoint.clone()).or_default();
+            nth = *count;
+            *count += 1;
+        } else if let Some(first) = taken.get(&endpoint.place()) {
+            let (address, pointer) = (first.address.to_string(), first.pointer.clone());
+            let error = BindError::new(listen, ListenError::Twice { address, pointer });
+            errors.push(BindError {
+                related: Some(first.node),
+                ..error
+            });
+            continue;
+        } else {
+            taken.insert(endpoint.place(), listen);
+        }
+        wanted.push((Key { endpoint, nth }, listen));
+    }
+    if errors.is_empty() {
+        Ok(wanted)
+    } else {
+        Err(errors)
+    }
+}
+
+/// Looks up every name once in a load: the ports of a range share theirs.
+struct Remembering<'a, R> {
+    resolver: &'a R,
+    known: Mutex<HashMap<Box<str>, Vec<SocketAddr>>>,
+}
+
+impl<R: Resolve + Sync> Resolve for Remembering<'_, R> {
+    async fn lookup(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let known = lock(&self.known).get(host).cloned();
+        let mut found = match known {
+            Some(found) => found,
+            None => self.resolver.lookup(host, port).await?,
+        };
+        lock(&self.known).insert(host.into(), found.clone());
+        found.iter_mut().for_each(|address| address.set_port(port));
+        Ok(found)
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Waits until none of the `wanted` stream sockets is on its way out: an abstract name, for one, is taken until
+    /// its socket is closed.
+    async fn left(&self, wanted: &[(Key, &Listen)]) {
+        let mut leaving = self.state().leaving.clone();
+        leaving.retain(|listener| {
+            listener.is_stream() && wanted.iter().any(|(key, _)| *key == listener.key)
+        });
+        for listener in leaving {
+            listener.done.cancelled().await;
+        }
+    }
+
+    /// Finds the socket for an address, or opens it.
+    fn plan(
+        &self,
+        running: &HashMap<Endpoint, Vec<Arc<Listener>>>,
+        key: &Key,
+        address: &Address,
+    ) -> Result<How, ListenError> {
+        for listener in running.get(&key.endpoint.place()).into_iter().flatten() {
+            if listener.key == *key && listener.is_in_place() {
+                return Ok(How::Kept(listener.clone()));
+            }
+            if let (Endpoint::Unix { path, .. }, true) =
+                (&key.endpoint, listener.key.endpoint != key.endpoint)
+            {
+                return Err(ListenError::OtherKind { path: path.clone() });
+            }
+        }
+        if let Some(listener) = self.revive(key) {
+            return Ok(How::Revived(listener));
+        }
+        Ok(How::Opened(Box::new(Opened::open(
+            key,
+            address,
+            &self.limit,
+        )?)))
+    }
+
+    /// The datagram socket for `key` that was leaving, made to stay.
+    fn revive(&self, key: &Key) -> Option<Arc<Listener>> {
+        // The task ends under this lock only, so that it either sees the new phase or is gone.
+        let state = self.state();
+        let same = |listener: &&Arc<Listener>| {
+            listener.key == *key && !listener.is_stream() && listener.is_in_place()
+        };
+        let listener = state.leaving.iter().find(same)?.clone();
+        listener.tell(Phase::Serve);
+        Some(listener)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let current = state.current.drain(..).map(|(_, listener)| listener);
+        for listener in current.chain(state.leaving.drain(..)) {
+            lock(&listener.file).take();
+            listener.tell(Phase::Stop);
+        }
+    }
+}
+
+impl State {
+    /// The listeners in use, by the place they occupy.
+    fn running(&self) -> HashMap<Endpoint, Vec<Arc<Listener>>> {
+        let mut running: HashMap<_, Vec<_>> = HashMap::new();
+        for (_, listener) in &self.current {
+            running
+                .entry(listener.key.endpoint.place())
+                .or_default()
+                .push(listener.clone());
+        }
+        running
+    }
+
+    /// Tells a listener to come to its end.
+    fn leave(&mut self, listener: Arc<Listener>) {
+        // Now, not when the task ends: by then the file may be the next configuration's.
+        lock(&listener.file).take();
+        if !listener.is_stream() {
+            listener.slot.store(None);
+        }
+        listener.tell(Phase::Drain);
+        self.leaving.push(listener);
+    }
+}
+
+impl Listener {
+    fn is_stream(&self) -> bool {
+        matches!(self.task, Task::Stream(_))
+    }
+
+    /// Whether clients find the socket by its address.
+    fn is_in_place(&self) -> bool {
+        lock(&self.file)
+            .as_ref()
+            .map_or(!self.has_file, SocketFile::is_in_place)
+    }
+
+    fn tell(&self, phase: Phase) {
+        match &self.task {
+            Task::Stream(stop) if phase != Phase::Serve => stop.cancel(),
+            Task::Stream(_) => {}
+            Task::Datagrams(phases) => drop(phases.send_replace(phase)),
+        }
+    }
+
+    fn set_mode(&self, mode: u32) {
+        let Some(Err(error)) = lock(&self.file).as_ref().map(|file| file.set_mode(mode)) else {
+            return;
+        };
+        error!(address = %self.actual, %error, "the mode of the socket file stays as it was");
+    }
+}
+
+impl Opened {
+    fn open(key: &Key, address: &Address, limit: &ConnectionLimit) -> Result<Self, ListenError> {
+        let (file, bound) = key.endpoint.open(address)?;
+        let slot = Arc::default();
+        let actual = bound.actual.clone();
+        let prepared = match bound.carries {
+            Carries::Tcp | Carries::Unix | Carries::Packets => {
+                StreamListener::new(bound, Arc::clone(&slot), limit.clone()).map(Unstarted::Stream)
+            }
+            Carries::Udp | Carries::Unixgrams => {
+                let spare = Spare {
+                    socket: bound.socket,
+                    carries: bound.carries,
+                };
+                spare
+                    .listener()
+                    .map(|listener| Unstarted::Datagrams { listener, spare })
+            }
+        };
+        let socket = prepared.map_err(|source| ListenError::System {
+            doing: "preparing the socket",
+            source,
+        })?;
+        Ok(Self {
+            key: key.clone(),
+            actual,
+            slot,
+            file,
+            socket,
+        })
+    }
+
+    /// Starts the task.
+    fn start(self, shared: Weak<Shared>, server: Arc<Server>, runtime: &Handle) -> Arc<Listener> {
+        let Self {
+            key,
+            actual,
+            slot,
+            file,
+            socket,
+        } = self;
+        // Before the task runs: it may accept at once.
+        slot.store(Some(server));
+        let done = CancellationToken::new();
+        let listener = |task| {
+            let (slot, done, has_file) = (slot.clone(), done.clone(), file.is_some());
+            Arc::new(Listener {
+                key,
+                actual,
+                slot,
+                file: Mutex::new(file),
+                has_file,
+                task,
+                done,
+            })
+        };
+        match socket {
+            Unstarted::Stream(stream) => {
+                let stop = CancellationToken::new();
+                let listener = listener(Task::Stream(stop.clone()));
+                let ended = Ended {
+                    listener: listener.clone(),
+                    shared,
+                };
+                runtime.spawn(async move {
+                    // Closes the socket before it is said to be closed.
+                    stream.run(stop).await;
+                    drop(ended);
+                });
+                listener
+            }
+            Unstarted::Datagrams {
+                listener: datagrams,
+                spare,
+            } => {
+                let (phases, phase) = watch::channel(Phase::Serve);
+                let listener = listener(Task::Datagrams(phases));
+                let ended = Ended {
+                    listener: listener.clone(),
+                    shared,
+                };
+                runtime.spawn(serve_datagrams(datagrams, spare, phase, ended));
+                listener
+            }
+        }
+    }
+}
+
+/// Says that a task has ended, when dropped.
+struct Ended {
+    listener: Arc<Listener>,
+    shared: Weak<Shared>,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared
+                .state()
+                .leaving
+                .retain(|other| !Arc::ptr_eq(other, &self.listener));
+        }
+        self.listener.done.cancel();
+    }
+}
+
+/// Runs a datagram listener, and runs it again if it is needed again just when it has come to its end.
+async fn serve_datagrams(
+    mut datagrams: DatagramListener,
+    spare: Spare,
+    phase: watch::Receiver<Phase>,
+    ended: Ended,
+) {
+    loop {
+        let slot = ended.listener.slot.clone();
+        let ran = datagrams
+            .run(phase.clone(), move |opening| serve_session(&slot, opening))
+            .await;
+        if ran.is_ok() {
+            let Some(shared) = ended.shared.upgrade() else {
+                return;
+            };
+            let mut state = shared.state();
+            if *phase.borrow() != Phase::Serve {
+                // Under the lock, so that nobody revives it after this.
+                state
+                    .leaving
+                    .retain(|other| !Arc::ptr_eq(other, &ended.listener));
+                return;
+            }
+        }
+        let mut failure = ran.err();
+        datagrams = loop {
+            if let Some(error) = failure {
+                let address = &ended.listener.actual;
+                error!(%address, %error, "datagrams cannot be received; next try in a second");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            match spare.listener() {
+                Ok(again) => break again,
+                Err(error) => failure = Some(error),
+            }
+        };
+    }
+}
+
+fn serve_session(slot: &ArcSwapOption<Server>, opening: Opening<'_>) {
+    // None while the listener is on its way out, or back but not committed.
+    let Some(server) = slot.load_full() else {
+        return;
+    };
+    let session = opening.accept(server.idle_timeout());
+    let record = Arc::new(Record::new(session.remote));
+    let conn = Connection::new(session.io, record, Some(session.local));
+    tokio::spawn(server.serve(conn));
+}
+
+impl Spare {
+    fn listener(&self) -> io::Result<DatagramListener> {
+        let socket = OwnedFd::from(self.socket.try_clone()?);
+        match self.carries {
+            Carries::Unixgrams => DatagramListener::unix(socket.into()),
+            _ => DatagramListener::udp(socket.into()),
+        }
+    }
+}
+
+/// A panic elsewhere leaves nothing half done in what these locks guard.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

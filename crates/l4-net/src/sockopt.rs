@@ -1,0 +1,141 @@
+//! The socket options that streams are given.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
+
+/// Silence on a TCP connection after which the peer is probed.
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+
+/// Time between two probes.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Unanswered probes after which the connection is broken.
+pub const KEEPALIVE_PROBES: u32 = 9;
+
+/// Makes closing `stream` reset the connection instead of ending it in order, so that the peer learns that what it got
+/// is not complete. Bytes the kernel has not sent yet are discarded.
+///
+/// # Errors
+/// The socket is gone already.
+pub fn set_reset_on_close(stream: &TcpStream) -> io::Result<()> {
+    stream.set_zero_linger()
+}
+
+/// Turns Nagle's algorithm off and keep-alive on.
+///
+/// On Linux the sockets accepted from a listener inherit all of it, so that a listener is given it once and its
+/// connections cost no system call. Options that the kernel would apply anyway are left out.
+///
+/// # Errors
+/// The first option that could not be set.
+pub(crate) fn set_stream_options(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    // Sets SO_KEEPALIVE as well.
+    socket.set_tcp_keepalive(&Probing::of_kernel().changes())
+}
+
+/// Registers a non-blocking socket with the runtime of the calling task.
+///
+/// # Errors
+/// The kernel has no room for it.
+#[allow(unsafe_code)]
+pub(crate) fn register(socket: Socket, interest: Interest) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: a `Socket` owns its descriptor and keeps it open and the same until it is dropped, which the `AsyncFd`
+    // that takes it over does last.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
+}
+
+/// When and how often a silent peer is probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Probing {
+    idle: Duration,
+    interval: Duration,
+    probes: u32,
+}
+
+impl Probing {
+    const WANTED: Self = Self {
+        idle: KEEPALIVE_IDLE,
+        interval: KEEPALIVE_INTERVAL,
+        probes: KEEPALIVE_PROBES,
+    };
+
+    /// What a socket nobody configured does here. Asked once, of a socket of its own, because an inherited listener may
+    /// be configured. The settings (`tcp_keepalive_*` below `/proc/sys/net/ipv4`) change about never.
+    fn of_kernel() -> Self {
+        static KERNEL: OnceLock<Probing> = OnceLock::new();
+        // What cannot be asked is never what is wanted, and therefore set.
+        const UNKNOWN: Probing = Probing {
+            idle: Duration::ZERO,
+            interval: Duration::ZERO,
+            probes: 0,
+        };
+        *KERNEL.get_or_init(|| {
+            let Ok(fresh) = Socket::new(Domain::IPV4, Type::STREAM, None) else {
+                return UNKNOWN;
+            };
+            Self {
+                idle: fresh.tcp_keepalive_time().unwrap_or_default(),
+                interval: fresh.tcp_keepalive_interval().unwrap_or_default(),
+                probes: fresh.tcp_keepalive_retries().unwrap_or_default(),
+            }
+        })
+    }
+
+    /// What must be set on a socket that does `self` to make it do what is wanted.
+    fn changes(self) -> TcpKeepalive {
+        let mut changes = TcpKeepalive::new();
+        if self.idle != Self::WANTED.idle {
+            changes = changes.with_time(Self::WANTED.idle);
+        }
+        if self.interval != Self::WANTED.interval {
+            changes = changes.with_interval(Self::WANTED.interval);
+        }
+        if self.probes != Self::WANTED.probes {
+            changes = changes.with_retries(Self::WANTED.probes);
+        }
+        changes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_is_as_wanted_whatever_the_kernel_does_by_itself() {
+        // Twice: the first time the kernel is asked.
+        for _ in 0..2 {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            set_stream_options(&socket).unwrap();
+            assert!(socket.tcp_nodelay().unwrap());
+            assert!(socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
+        }
+    }
+
+    #[tokio::test]
+    async fn closing_resets_when_asked_to() {
+        use tokio::io::AsyncReadExt as _;
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        set_reset_on_close(&server).unwrap();
+        drop(server);
+        let error = client.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+}
