@@ -41,9 +41,15 @@ fn long_code(window: u64) -> Option<(usize, u16)> {
     let window = window >> 32;
     (SHORT_BITS + 1..=MAX_LENGTH).find_map(|length| {
         let code = (window as u32) >> (32 - length);
-        let Level { first_code, first_rank, count } = LEVELS[length];
+        let Level {
+            first_code,
+            first_rank,
+            count,
+        } = LEVELS[length];
         let rank = code.checked_sub(first_code).filter(|&rank| rank < count)?;
-        RANKED.get((first_rank + rank) as usize).map(|&symbol| (length, symbol))
+        RANKED
+            .get((first_rank + rank) as usize)
+            .map(|&symbol| (length, symbol))
     })
 }
 
@@ -62,7 +68,11 @@ const MAX_LENGTH: usize = 30;
 const SHORT_BITS: usize = 8;
 
 const LEVELS: [Level; MAX_LENGTH + 1] = {
-    let mut levels = [Level { first_code: 0, first_rank: 0, count: 0 }; MAX_LENGTH + 1];
+    let mut levels = [Level {
+        first_code: 0,
+        first_rank: 0,
+        count: 0,
+    }; MAX_LENGTH + 1];
     let mut symbol = 0;
     while symbol < LENGTHS.len() {
         levels[LENGTHS[symbol] as usize].count += 1;
@@ -122,23 +132,16 @@ const SHORT: [(u8, u8); 1 << SHORT_BITS] = {
 
 /// Length of the code of every octet, then of the end of the string.
 const LENGTHS: [u8; 257] = [
-    13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28,
-    28, 28, 28, 28, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 28,
-    6, 10, 10, 12, 13, 6, 8, 11, 10, 10, 8, 11, 8, 6, 6, 6,
-    5, 5, 5, 6, 6, 6, 6, 6, 6, 6, 7, 8, 15, 6, 12, 10,
-    13, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,
-    7, 7, 7, 7, 7, 7, 7, 7, 8, 7, 8, 13, 19, 13, 14, 6,
-    15, 5, 6, 5, 6, 5, 6, 6, 6, 5, 7, 7, 6, 6, 6, 5,
-    6, 7, 6, 5, 5, 6, 7, 7, 7, 7, 7, 15, 11, 14, 13, 28,
-    20, 22, 20, 20, 22, 22, 22, 23, 22, 23, 23, 23, 23, 23, 24, 23,
-    24, 24, 22, 23, 24, 23, 23, 23, 23, 21, 22, 23, 22, 23, 23, 24,
-    22, 21, 20, 22, 22, 23, 23, 21, 23, 22, 22, 24, 21, 22, 23, 23,
-    21, 21, 22, 21, 23, 22, 23, 23, 20, 22, 22, 22, 23, 22, 22, 23,
-    26, 26, 20, 19, 22, 23, 22, 25, 26, 26, 26, 27, 27, 26, 24, 25,
-    19, 21, 26, 27, 27, 26, 27, 24, 21, 21, 26, 26, 28, 27, 27, 27,
-    20, 24, 20, 21, 22, 21, 21, 23, 22, 22, 25, 25, 24, 24, 26, 23,
-    26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26,
-    30,
+    13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 30, 28,
+    28, 28, 28, 28, 28, 28, 28, 28, 6, 10, 10, 12, 13, 6, 8, 11, 10, 10, 8, 11, 8, 6, 6, 6, 5, 5,
+    5, 6, 6, 6, 6, 6, 6, 6, 7, 8, 15, 6, 12, 10, 13, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,
+    7, 7, 7, 7, 7, 7, 7, 7, 8, 7, 8, 13, 19, 13, 14, 6, 15, 5, 6, 5, 6, 5, 6, 6, 6, 5, 7, 7, 6, 6,
+    6, 5, 6, 7, 6, 5, 5, 6, 7, 7, 7, 7, 7, 15, 11, 14, 13, 28, 20, 22, 20, 20, 22, 22, 22, 23, 22,
+    23, 23, 23, 23, 23, 24, 23, 24, 24, 22, 23, 24, 23, 23, 23, 23, 21, 22, 23, 22, 23, 23, 24, 22,
+    21, 20, 22, 22, 23, 23, 21, 23, 22, 22, 24, 21, 22, 23, 23, 21, 21, 22, 21, 23, 22, 23, 23, 20,
+    22, 22, 22, 23, 22, 22, 23, 26, 26, 20, 19, 22, 23, 22, 25, 26, 26, 26, 27, 27, 26, 24, 25, 19,
+    21, 26, 27, 27, 26, 27, 24, 21, 21, 26, 26, 28, 27, 27, 27, 20, 24, 20, 21, 22, 21, 21, 23, 22,
+    22, 25, 25, 24, 24, 26, 23, 26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26, 30,
 ];
 
 #[cfg(test)]
@@ -149,7 +152,10 @@ pub(super) mod tests {
     fn code(symbol: u16) -> (u32, usize) {
         let rank = RANKED.iter().position(|&s| s == symbol).unwrap() as u32;
         let length = usize::from(LENGTHS[usize::from(symbol)]);
-        (LEVELS[length].first_code + rank - LEVELS[length].first_rank, length)
+        (
+            LEVELS[length].first_code + rank - LEVELS[length].first_rank,
+            length,
+        )
     }
 
     pub(in crate::hpack) fn encode(text: &[u8]) -> Vec<u8> {
@@ -158,7 +164,7 @@ pub(super) mod tests {
             let (code, length) = code(byte.into());
             bits.push_str(&format!("{code:0length$b}"));
         }
-        while bits.len() % 8 != 0 {
+        while !bits.len().is_multiple_of(8) {
             bits.push('1');
         }
         bits.as_bytes()
@@ -177,7 +183,10 @@ pub(super) mod tests {
     #[test]
     fn the_code_is_that_of_appendix_b() {
         let listed = include_str!("../../testdata/hpack/huffman.txt");
-        let rows = listed.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>();
+        let rows = listed
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .collect::<Vec<_>>();
         assert_eq!(rows.len(), 257);
         for (symbol, row) in rows.iter().enumerate() {
             let mut columns = row.split_whitespace();
@@ -191,7 +200,11 @@ pub(super) mod tests {
     #[test]
     fn every_octet_survives_alone_and_in_company() {
         for octet in 0..=255_u8 {
-            for text in [vec![octet], vec![b'a', octet], vec![octet, octet, b'0', octet]] {
+            for text in [
+                vec![octet],
+                vec![b'a', octet],
+                vec![octet, octet, b'0', octet],
+            ] {
                 assert_eq!(decoded(&encode(&text)), Some(text));
             }
         }

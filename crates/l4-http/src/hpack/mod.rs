@@ -30,7 +30,10 @@ pub(crate) struct Decoder {
 
 impl Decoder {
     pub(crate) fn new() -> Self {
-        Self { table: DynamicTable::new(), text: Vec::new() }
+        Self {
+            table: DynamicTable::new(),
+            text: Vec::new(),
+        }
     }
 
     /// Decodes one complete block and gives every field, name and value, to `emit` in order.
@@ -91,7 +94,11 @@ impl Decoder {
             self.text.extend_from_slice(name.as_bytes());
             return Ok(Span::new(start, self.text.len()));
         }
-        Ok(self.table.entry(at - STATIC_TABLE.len()).ok_or(Invalid)?.name)
+        Ok(self
+            .table
+            .entry(at - STATIC_TABLE.len())
+            .ok_or(Invalid)?
+            .name)
     }
 
     /// A string literal, section 5.2.
@@ -215,8 +222,11 @@ pub(crate) mod tests {
     }
 
     fn string(text: &[u8], huffman: bool) -> Vec<u8> {
-        let (mark, octets) =
-            if huffman { (HUFFMAN, huffman::tests::encode(text)) } else { (0, text.to_vec()) };
+        let (mark, octets) = if huffman {
+            (HUFFMAN, huffman::tests::encode(text))
+        } else {
+            (0, text.to_vec())
+        };
         [integer(mark, 7, octets.len()), octets].concat()
     }
 
@@ -229,14 +239,25 @@ pub(crate) mod tests {
 
     impl Encoder {
         fn find(&self, found: impl Fn(&[u8], &[u8]) -> bool) -> Option<usize> {
-            let fixed = STATIC_TABLE.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
+            let fixed = STATIC_TABLE
+                .iter()
+                .map(|(n, v)| (n.as_bytes(), v.as_bytes()));
             let kept = self.table.iter().map(|(n, v)| (&n[..], &v[..]));
-            fixed.chain(kept).position(|(name, value)| found(name, value)).map(|at| at + 1)
+            fixed
+                .chain(kept)
+                .position(|(name, value)| found(name, value))
+                .map(|at| at + 1)
         }
 
         fn evict(&mut self) {
             let max_size = self.max_size.unwrap_or(4096);
-            while self.table.iter().map(|(n, v)| list_size(n, v)).sum::<usize>() > max_size {
+            while self
+                .table
+                .iter()
+                .map(|(n, v)| list_size(n, v))
+                .sum::<usize>()
+                > max_size
+            {
                 self.table.pop();
             }
         }
@@ -258,7 +279,11 @@ pub(crate) mod tests {
                 Representation::NotKept => (0, 4),
                 Representation::NeverKept => (0x10, 4),
             };
-            let named = if style.named { self.find(|n, _| n == name) } else { None };
+            let named = if style.named {
+                self.find(|n, _| n == name)
+            } else {
+                None
+            };
             let mut out = integer(mark, prefix, named.unwrap_or(0));
             if named.is_none() {
                 out.extend(string(name, style.huffman));
@@ -304,7 +329,10 @@ pub(crate) mod tests {
 
     #[test]
     fn the_examples_of_appendix_c_decode() {
-        assert_eq!(check_stories(include_str!("../../testdata/hpack/rfc7541-appendix-c.txt")), 16);
+        assert_eq!(
+            check_stories(include_str!("../../testdata/hpack/rfc7541-appendix-c.txt")),
+            16
+        );
     }
 
     #[test]
@@ -323,7 +351,12 @@ pub(crate) mod tests {
         ] {
             assert_eq!(Input(octets).integer(prefix), Ok(value));
         }
-        for octets in [&[0x7f][..], &[0x7f, 0x80], &[0x7f, 0x80, 0x80, 0x80, 0x80, 0x00], &[]] {
+        for octets in [
+            &[0x7f][..],
+            &[0x7f, 0x80],
+            &[0x7f, 0x80, 0x80, 0x80, 0x80, 0x00],
+            &[],
+        ] {
             assert_eq!(Input(octets).integer(7), Err(Invalid), "{octets:?}");
         }
         let endless = [&[0x7f][..], &[0xff; 1000]].concat();
@@ -347,20 +380,33 @@ pub(crate) mod tests {
         ] {
             assert_eq!(decode_alone(&hex(block)), Err(Invalid), "{why}");
         }
-        assert_eq!(decode_alone(&hex("3fe11f 82")).unwrap().len(), 1, "4096 is allowed");
+        assert_eq!(
+            decode_alone(&hex("3fe11f 82")).unwrap().len(),
+            1,
+            "4096 is allowed"
+        );
     }
 
     #[test]
     fn a_table_resized_to_nothing_forgets() {
         let mut decoder = Decoder::new();
-        assert_eq!(decode(&mut decoder, &hex("4001 61 01 62 be")).unwrap().len(), 2);
+        assert_eq!(
+            decode(&mut decoder, &hex("4001 61 01 62 be"))
+                .unwrap()
+                .len(),
+            2
+        );
         assert_eq!(decode(&mut decoder, &hex("20 be")), Err(Invalid));
     }
 
     #[test]
     fn a_field_larger_than_the_table_empties_it() {
         let mut encoder = Encoder::default();
-        let style = Style { representation: Representation::Kept, huffman: false, named: false };
+        let style = Style {
+            representation: Representation::Kept,
+            huffman: false,
+            named: false,
+        };
         let mut block = encoder.field(b"a", b"b", style);
         block.extend(encoder.field(b"long", &[b'x'; 4096], style));
         assert_eq!(decode_alone(&block).unwrap().len(), 2);
@@ -370,7 +416,11 @@ pub(crate) mod tests {
 
     #[test]
     fn the_receiver_ends_a_block_of_repetitions() {
-        let style = Style { representation: Representation::Kept, huffman: false, named: false };
+        let style = Style {
+            representation: Representation::Kept,
+            huffman: false,
+            named: false,
+        };
         let mut bomb = Encoder::default().field(b"a", &[b'x'; 4000], style);
         bomb.extend([0xbe; 12_000]);
         let mut room = 64 * 1024;
@@ -385,7 +435,11 @@ pub(crate) mod tests {
         use Representation::{Indexed, Kept, NeverKept, NotKept};
         let representation = prop::sample::select(vec![Indexed, Kept, NotKept, NeverKept]);
         (representation, any::<bool>(), any::<bool>()).prop_map(
-            |(representation, huffman, named)| Style { representation, huffman, named },
+            |(representation, huffman, named)| Style {
+                representation,
+                huffman,
+                named,
+            },
         )
     }
 
@@ -394,7 +448,8 @@ pub(crate) mod tests {
             .prop_map(|(name, value)| (name.into(), value.into()));
         let octets = || prop::collection::vec(any::<u8>(), 0..80);
         let few = (0..4_u8, 0..4_u8).prop_map(|(n, v)| (vec![b'a' + n], vec![b'0' + v]));
-        let long = (0..3_u8, 300..1500_usize).prop_map(|(n, len)| (vec![b'l' + n], vec![b'x'; len]));
+        let long =
+            (0..3_u8, 300..1500_usize).prop_map(|(n, len)| (vec![b'l' + n], vec![b'x'; len]));
         prop_oneof![known, (octets(), octets()), few, long]
     }
 

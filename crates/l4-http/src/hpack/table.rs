@@ -48,7 +48,11 @@ pub(super) struct DynamicTable {
 
 impl DynamicTable {
     pub(super) fn new() -> Self {
-        Self { entries: VecDeque::new(), size: 0, max_size: MAX_TABLE_SIZE }
+        Self {
+            entries: VecDeque::new(),
+            size: 0,
+            max_size: MAX_TABLE_SIZE,
+        }
     }
 
     /// The entry with the index `at`, 0 being the newest.
@@ -78,7 +82,9 @@ impl DynamicTable {
 
     fn evict(&mut self, room: usize) {
         while self.size + room > self.max_size {
-            let Some(oldest) = self.entries.pop_back() else { return };
+            let Some(oldest) = self.entries.pop_back() else {
+                return;
+            };
             self.size -= oldest.size();
         }
     }

@@ -1,0 +1,149 @@
+//! Request matchers: what the members of a set of `http` ask of a request.
+//!
+//! The namespace `http.matchers` is open: another crate can register modules of [`RequestMatchers`] and use them
+//! inside `http`.
+
+mod glob;
+mod header;
+mod host;
+mod method;
+mod path;
+
+use std::borrow::Cow;
+
+use l4_core::conn::Capture;
+use l4_core::registry::Kind;
+use l4_core::{Cost, Keys, Registry, Template, View};
+
+pub use self::header::HeaderConfig;
+pub use self::host::HostConfig;
+pub use self::method::MethodConfig;
+pub use self::path::PathConfig;
+use crate::HttpHead;
+
+/// The namespace `http.matchers`.
+pub enum RequestMatchers {}
+
+impl Kind for RequestMatchers {
+    const NAMESPACE: &'static str = "http.matchers";
+    type Object = dyn RequestMatch;
+}
+
+/// Asks something of a request.
+///
+/// Pure as a [`Matcher`](l4_core::Matcher) is: the same request and connection give the same answer.
+pub trait RequestMatch: Send + Sync + 'static {
+    /// Whether the request is what it looks for.
+    fn matches(&self, request: &mut Request<'_, '_>) -> bool;
+
+    /// How expensive that is; members of a set are asked in this order.
+    fn cost(&self) -> Cost {
+        Cost::Prefix
+    }
+
+    /// See [`Matcher::keys`](l4_core::Matcher::keys).
+    fn keys(&self) -> Option<Keys> {
+        None
+    }
+}
+
+/// A request and the connection it came on.
+pub struct Request<'r, 'v> {
+    head: &'r HttpHead,
+    view: &'r View<'v>,
+    captures: Vec<Capture>,
+}
+
+impl<'r, 'v> Request<'r, 'v> {
+    pub(crate) fn new(head: &'r HttpHead, view: &'r View<'v>) -> Self {
+        Self {
+            head,
+            view,
+            captures: Vec::new(),
+        }
+    }
+
+    /// The request.
+    pub fn head(&self) -> &'r HttpHead {
+        self.head
+    }
+
+    /// The connection.
+    pub fn view(&self) -> &'r View<'v> {
+        self.view
+    }
+
+    /// A template filled in for this request.
+    pub fn expand<'t>(&self, template: &'t Template) -> Cow<'t, str> {
+        self.view.expand(template)
+    }
+
+    /// Keeps what a regular expression captured. It stays only if the whole set matches.
+    pub fn capture(&mut self, capture: Capture) {
+        self.captures.push(capture);
+    }
+
+    pub(crate) fn into_captures(self) -> Vec<Capture> {
+        self.captures
+    }
+}
+
+/// Sets of request matchers, OR-ed; the members of a set are AND-ed.
+pub(crate) struct RequestSets {
+    sets: Vec<Vec<Box<dyn RequestMatch>>>,
+}
+
+impl RequestSets {
+    pub(crate) fn new(mut sets: Vec<Vec<Box<dyn RequestMatch>>>) -> Self {
+        for set in &mut sets {
+            set.sort_by_key(|member| member.cost());
+        }
+        Self { sets }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sets.is_empty()
+    }
+
+    /// Whether some set holds.
+    pub(crate) fn any(&self, request: &mut Request<'_, '_>) -> bool {
+        let captured = request.captures.len();
+        self.sets.iter().any(|set| {
+            let holds = set.iter().all(|member| member.matches(request));
+            if !holds {
+                request.captures.truncate(captured);
+            }
+            holds
+        })
+    }
+
+    pub(crate) fn cost(&self) -> Cost {
+        self.sets
+            .iter()
+            .flatten()
+            .map(|member| member.cost())
+            .fold(Cost::Parse, Cost::max)
+    }
+
+    /// The keys one of which every request that some set matches must meet.
+    pub(crate) fn keys(&self) -> Option<Keys> {
+        let mut of_sets = self
+            .sets
+            .iter()
+            .map(|set| set.iter().find_map(|member| member.keys()));
+        let mut all = of_sets.next()??;
+        for keys in of_sets {
+            let keys = keys.filter(|keys| keys.dimension.name() == all.dimension.name())?;
+            all.keys.extend(keys.keys);
+        }
+        Some(all)
+    }
+}
+
+pub(crate) fn register(registry: &mut Registry) {
+    registry
+        .add::<RequestMatchers, _>("header", header::provision)
+        .add::<RequestMatchers, _>("host", host::provision)
+        .add::<RequestMatchers, _>("method", method::provision)
+        .add::<RequestMatchers, _>("path", path::provision);
+}
