@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 
 use crate::features;
-use crate::shell::{self, cargo, root};
+use crate::shell::{self, cargo};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -116,13 +116,12 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 fn built_binary(args: &Args) -> Result<PathBuf> {
-    let target = features::metadata()?.target_directory.into_std_path_buf();
     let profile = if args.profile == "dev" {
         "debug"
     } else {
         &args.profile
     };
-    let mut path = root().join(target);
+    let mut path = shell::target_directory()?;
     path.extend(&args.target);
     path.extend([profile, "conncept"]);
     if args

@@ -2,6 +2,7 @@
 //!
 //! One subcommand per file.
 
+mod bench;
 mod build;
 mod ci;
 mod deps;
@@ -26,6 +27,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Measure what a unit of work costs, beside HAProxy in the same run.
+    Bench(bench::Args),
     /// Build a binary with just the modules you name.
     Build(build::Args),
     /// Everything a change must pass: format, lints, dependency directions, features, documentation, fuzz corpus,
@@ -41,6 +44,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Args::parse().task {
+        Task::Bench(args) => bench::run(&args),
         Task::Build(args) => build::run(&args),
         Task::Ci(args) => ci::run(&args),
         Task::Deps => deps::run(),

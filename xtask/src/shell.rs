@@ -22,6 +22,13 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// Where cargo puts what it builds.
+pub(crate) fn target_directory() -> Result<PathBuf> {
+    Ok(crate::features::metadata()?
+        .target_directory
+        .into_std_path_buf())
+}
+
 /// Runs `command`, showing what it is; an error if it fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     eprintln!("$ {}", shown(command));

@@ -1,0 +1,160 @@
+//! One function for each parser that sees what strangers send, or what operators write. Each panics when the parser
+//! breaks its contract: it must take any bytes, and what it has decided must stay decided when more arrive.
+//!
+//! The same functions are driven by libFuzzer (`fuzz_targets/`) and, on the stable toolchain, by `smoke`, which replays
+//! the seeds and changes them at random.
+
+use std::path::{Path, PathBuf};
+
+use l4_core::config::{Address, Document, GoDuration};
+use l4_core::placeholder::{Placeholders, expand_all, expand_known};
+use l4_core::{Fact, Parsed, Template};
+
+/// A parser under test.
+pub struct Target {
+    /// The name, also of the file in `fuzz_targets/` and the folder in `corpus/`.
+    pub name: &'static str,
+    /// Takes any bytes; panics if the contract is broken.
+    pub run: fn(&[u8]),
+    /// Where its seeds are: folders of test vectors, relative to the root of the checkout.
+    pub seeds: &'static [&'static str],
+}
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
+    Target { name: "client_hello", run: client_hello, seeds: &["crates/l4-tls/testdata"] },
+    Target { name: "http_head", run: http_head, seeds: &["crates/l4-http/testdata"] },
+    Target { name: "h2_hpack", run: h2_hpack, seeds: &["crates/l4-http/testdata"] },
+    Target { name: "ssh", run: ssh, seeds: &["fuzz/corpus/ssh"] },
+    Target { name: "config_json", run: config_json, seeds: &["examples", "fuzz/corpus/config_json"] },
+    Target { name: "address", run: address, seeds: &["fuzz/corpus/address"] },
+    Target { name: "duration", run: duration, seeds: &["fuzz/corpus/duration"] },
+    Target { name: "template", run: template, seeds: &["fuzz/corpus/template"] },
+];
+
+/// The target of that name.
+pub fn target(name: &str) -> Option<&'static Target> {
+    TARGETS.iter().find(|target| target.name == name)
+}
+
+/// The seeds of a target, with the file each is from.
+pub fn seeds(root: &Path, target: &Target) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut seeds = Vec::new();
+    let mut folders: Vec<PathBuf> = target.seeds.iter().map(|folder| root.join(folder)).collect();
+    folders.push(root.join("fuzz/corpus").join(target.name));
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            match std::fs::read(entry.path()) {
+                Ok(seed) => seeds.push((entry.path(), seed)),
+                Err(_) => folders.push(entry.path()),
+            }
+        }
+    }
+    seeds.sort();
+    seeds.dedup();
+    seeds
+}
+
+fn client_hello(data: &[u8]) {
+    prefix_monotone::<l4_tls::ClientHello>(data);
+}
+
+fn http_head(data: &[u8]) {
+    prefix_monotone::<l4_http::HttpHead>(data);
+}
+
+/// Frames behind the preface, so that the fuzzer need not find it.
+fn h2_hpack(data: &[u8]) {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let data = data.strip_prefix(PREFACE).unwrap_or(data);
+    prefix_monotone::<l4_http::HttpHead>(&[PREFACE, data].concat());
+}
+
+fn ssh(data: &[u8]) {
+    let matcher = l4_testkit::matcher::<l4_ssh::MatchSsh>(l4_ssh::register, "{}").expect("{} is its configuration");
+    let whole = l4_testkit::verdict(&matcher, data);
+    let part = l4_testkit::verdict(&matcher, &data[..data.len() / 2]);
+    assert!(matches!(part, l4_core::Verdict::More(_)) || part == whole, "{part:?} became {whole:?}");
+}
+
+/// What a prefix decides, the whole must confirm.
+fn prefix_monotone<T: Fact>(data: &[u8]) {
+    let whole = outcome(T::parse(data));
+    // The first byte chooses where to cut, so that the fuzzer can move it.
+    let cut = data.first().map_or(0, |byte| data.len() * usize::from(*byte) / 256);
+    for cut in [cut, data.len() / 2, data.len().saturating_sub(1)] {
+        match outcome(T::parse(&data[..cut])) {
+            Outcome::More(n) => {
+                assert!(n > 0, "asks for nothing after {cut} bytes");
+                let decided = !matches!(whole, Outcome::More(_));
+                assert!(!decided || cut + n <= data.len(), "asked for {n} after {cut}, decided before");
+            }
+            decided => assert_eq!(decided, whole, "{cut} of {} bytes", data.len()),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    Done,
+    Not,
+    More(usize),
+}
+
+fn outcome<T>(parsed: Parsed<T>) -> Outcome {
+    match parsed {
+        Parsed::Done(_) => Outcome::Done,
+        Parsed::Not => Outcome::Not,
+        Parsed::More(n) => Outcome::More(n),
+    }
+}
+
+fn config_json(data: &[u8]) {
+    match Document::parse("fuzz", data) {
+        Ok(document) => {
+            // What it writes it must read, as the same.
+            let canonical = document.canonical(document.root());
+            let again = Document::parse("again", canonical.as_bytes()).expect("its own text is read");
+            assert_eq!(again.canonical(again.root()), canonical);
+            let _ = l4_core::App::load(&document, &registry());
+        }
+        Err(errors) => {
+            assert!(!errors.is_empty());
+            errors.iter().for_each(|error| assert!(!error.render().is_empty()));
+        }
+    }
+}
+
+fn registry() -> l4_core::Registry {
+    let mut registry = l4_core::Registry::new();
+    l4_tls::register(&mut registry);
+    l4_http::register(&mut registry);
+    l4_ssh::register(&mut registry);
+    registry
+}
+
+fn address(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(address) = text.parse::<Address>() {
+        let _ = (address.to_string(), address.unsupported(), address.descriptor(), address.count());
+    }
+}
+
+fn duration(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(duration) = text.parse::<GoDuration>() {
+        assert_eq!(duration.to_string().parse(), Ok(duration), "{text:?}");
+    }
+}
+
+fn template(data: &[u8]) {
+    // Files and the environment are no business of a fuzzer.
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if text.contains("file.") {
+        return;
+    }
+    let _ = (expand_all(text), expand_known(text));
+    if let Ok(template) = Template::compile(text, &Placeholders::default()) {
+        let _ = template.unknown();
+    }
+}

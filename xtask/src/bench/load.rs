@@ -1,0 +1,143 @@
+//! The load and the backend: plain blocking sockets on threads, on loopback and nowhere else.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+/// A server that answers the first bytes of each connection with [`ANSWER`] and waits for its end.
+pub(super) struct Backend {
+    pub(super) address: SocketAddr,
+}
+
+const ANSWER: [u8; 64] = [b'a'; 64];
+
+/// What a client of a protocol-blind scenario sends.
+pub(super) const QUESTION: [u8; 64] = [b'q'; 64];
+
+/// Nothing here may hang a run for ever.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Backend {
+    /// Answers connections one after the other on each of `threads` threads, until the process ends.
+    pub(super) fn answering(threads: usize) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        for _ in 0..threads {
+            let listener = listener.try_clone()?;
+            thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                for mut connection in listener.incoming().flatten() {
+                    if connection.read(&mut buffer).is_ok_and(|n| n > 0)
+                        && connection.write_all(&ANSWER).is_ok()
+                    {
+                        let _ = connection.read(&mut buffer);
+                    }
+                }
+            });
+        }
+        Ok(Self { address })
+    }
+
+    /// Answers connections and keeps them open until the process ends.
+    pub(super) fn keeping() -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        thread::spawn(move || {
+            let mut kept = Vec::new();
+            let mut buffer = [0; 4096];
+            for mut connection in listener.incoming().flatten() {
+                if connection.read(&mut buffer).is_ok_and(|n| n > 0)
+                    && connection.write_all(&ANSWER).is_ok()
+                {
+                    kept.push(connection);
+                }
+            }
+        });
+        Ok(Self { address })
+    }
+}
+
+/// Opens a connection, sends `question`, waits for the answer.
+pub(super) fn ask(target: SocketAddr, question: &[u8]) -> Result<TcpStream> {
+    ensure!(
+        target.ip().is_loopback(),
+        "{target} is not a loopback address"
+    );
+    let mut connection =
+        TcpStream::connect_timeout(&target, PATIENCE).context("connecting to the proxy")?;
+    connection.set_nodelay(true)?;
+    connection.set_read_timeout(Some(PATIENCE))?;
+    connection.write_all(question)?;
+    let mut answer = [0; ANSWER.len()];
+    connection
+        .read_exact(&mut answer)
+        .context("waiting for the answer")?;
+    ensure!(answer == ANSWER, "the proxy changed the answer");
+    Ok(connection)
+}
+
+/// Makes `count` connections on `threads` threads: ask, then close. Any failure ends the run.
+pub(super) fn short_connections(
+    target: SocketAddr,
+    count: usize,
+    threads: usize,
+    question: &[u8],
+) -> Result<()> {
+    let next = Arc::new(AtomicUsize::new(0));
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                let next = next.clone();
+                scope.spawn(move || -> Result<()> {
+                    while next.fetch_add(1, Ordering::Relaxed) < count {
+                        drop(ask(target, question)?);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker
+                .join()
+                .unwrap_or_else(|_| anyhow::bail!("a load thread panicked"))
+        })
+    })
+}
+
+/// A TLS 1.2/1.3 ClientHello for `name`, as small as servers accept it.
+pub(super) fn client_hello(name: &str) -> Vec<u8> {
+    let server_name = [&[0][..], &length16(name.len()), name.as_bytes()].concat();
+    let server_name = [&length16(server_name.len())[..], &server_name].concat();
+    let extensions = [
+        extension(0, &server_name),
+        extension(43, &[2, 3, 4]),
+        extension(10, &[0, 2, 0, 29]),
+        extension(13, &[0, 2, 4, 3]),
+    ]
+    .concat();
+    let body = [
+        &[3, 3][..],
+        &[7; 32],
+        &[0],
+        &[0, 4, 0x13, 1, 0x13, 2],
+        &[1, 0],
+        &length16(extensions.len()),
+        &extensions,
+    ]
+    .concat();
+    let handshake = [&[1, 0][..], &length16(body.len()), &body].concat();
+    [&[0x16, 3, 1][..], &length16(handshake.len()), &handshake].concat()
+}
+
+fn extension(kind: u8, data: &[u8]) -> Vec<u8> {
+    [&[0, kind][..], &length16(data.len()), data].concat()
+}
+
+fn length16(n: usize) -> [u8; 2] {
+    u16::try_from(n).unwrap_or(u16::MAX).to_be_bytes()
+}

@@ -1,0 +1,173 @@
+//! A contestant: a proxy process pinned to a processor, and what it has used.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+/// The processor of the proxy; load and backend run on the other.
+const PROXY_CPU: &str = "0";
+const LOAD_CPU: &str = "1";
+
+/// Moves this process, the load, to its processor, and lets it and the proxies open enough descriptors.
+pub(super) fn prepare() -> Result<()> {
+    let pid = std::process::id().to_string();
+    for command in [
+        ["taskset", "-acp", LOAD_CPU, &pid],
+        ["prlimit", "--nofile=65536", "--pid", &pid],
+    ] {
+        let done = Command::new(command[0])
+            .args(&command[1..])
+            .stdout(Stdio::null())
+            .status();
+        let done =
+            done.with_context(|| format!("cannot run {}; install util-linux", command[0]))?;
+        if !done.success() {
+            bail!(
+                "{} failed: two processors and 65536 descriptors are needed",
+                command.join(" ")
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A running proxy; ends with this value.
+pub(super) struct Proxy {
+    pub(super) address: SocketAddr,
+    process: Child,
+    config: PathBuf,
+}
+
+/// Which program, and which of its builds.
+#[derive(Clone)]
+pub(super) enum Program {
+    Conncept { label: String, binary: PathBuf },
+    Haproxy { label: String },
+}
+
+impl Program {
+    pub(super) fn label(&self) -> &str {
+        match self {
+            Self::Conncept { label, .. } | Self::Haproxy { label } => label,
+        }
+    }
+
+    /// Whether it is there; if not, says how to get it.
+    pub(super) fn present(&self) -> bool {
+        let Self::Haproxy { label } = self else {
+            return true;
+        };
+        let present = Command::new("haproxy").arg("-v").output().is_ok();
+        if !present {
+            eprintln!("  without {label}: install it with apt-get install haproxy");
+        }
+        present
+    }
+
+    /// Starts it with `routes` (ours) or its plain TCP configuration, in front of `backend`.
+    pub(super) fn start(&self, routes: &str, backend: SocketAddr) -> Result<Proxy> {
+        let address = free_address()?;
+        let text = match self {
+            Self::Conncept { .. } => format!(
+                r#"{{"apps":{{"layer4":{{"servers":{{"bench":{{"listen":["{address}"],"routes":{routes}}}}}}}}}}}"#
+            ),
+            Self::Haproxy { .. } => format!(
+                "global\n  nbthread 1\n  maxconn 30000\n\
+                 defaults\n  mode tcp\n  timeout connect 10s\n  timeout client 300s\n  timeout server 300s\n\
+                 listen bench\n  bind {address}\n  server backend {backend}\n"
+            ),
+        };
+        let config = std::env::temp_dir().join(format!("conncept-bench-{}.conf", address.port()));
+        fs::File::create(&config)?.write_all(text.as_bytes())?;
+        let mut command = Command::new("taskset");
+        command.args(["-c", PROXY_CPU]);
+        match self {
+            Self::Conncept { binary, .. } => command
+                .arg(binary)
+                .args(["run", "--log-level", "warn", "--config"])
+                .arg(&config),
+            Self::Haproxy { .. } => command.args(["haproxy", "-q", "-db", "-f"]).arg(&config),
+        };
+        let process = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.label()))?;
+        let proxy = Proxy {
+            address,
+            process,
+            config,
+        };
+        proxy.wait_until_listening()?;
+        Ok(proxy)
+    }
+}
+
+impl Proxy {
+    fn wait_until_listening(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            if TcpStream::connect(self.address).is_ok() {
+                return Ok(());
+            }
+            pause(Duration::from_millis(20));
+        }
+        bail!("no proxy listens on {} after 10 s", self.address)
+    }
+
+    /// Processor time of all its threads so far.
+    pub(super) fn cpu(&self) -> Result<Duration> {
+        let mut nanos = 0;
+        for task in fs::read_dir(self.proc("task"))? {
+            let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
+            let on_cpu = schedstat.split(' ').next().unwrap_or_default();
+            nanos += on_cpu.parse::<u64>().context("schedstat")?;
+        }
+        Ok(Duration::from_nanos(nanos))
+    }
+
+    /// Resident memory, in bytes.
+    pub(super) fn rss(&self) -> Result<u64> {
+        let status = fs::read_to_string(self.proc("status"))?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .context("VmRSS")?;
+        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+        Ok(kib * 1024)
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    fn proc(&self, file: &str) -> PathBuf {
+        Path::new("/proc")
+            .join(self.process.id().to_string())
+            .join(file)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_file(&self.config);
+    }
+}
+
+/// Waits; the load is on threads of its own, so blocking one is what is wanted.
+#[allow(clippy::disallowed_methods)]
+pub(super) fn pause(time: Duration) {
+    thread::sleep(time);
+}
+
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
