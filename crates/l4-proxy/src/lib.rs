@@ -1,1 +1,26 @@
+//! The `proxy` handler: chooses an upstream, connects to it, and relays.
+//!
+//! * [`config`]: what operators write, and its checks.
+//! * [`dial`]: addresses of peers, fixed or made per connection from placeholders.
+//! * [`upstream`]: an upstream and how many connections it has.
+//! * [`policy`]: which upstream is next; the namespace `layer4.proxy.selection_policies` is open to other crates.
+//! * [`handler`]: the attempt loop around them.
+//!
+//! Moving bytes is not here: that is `l4_net::relay`.
 
+pub mod config;
+pub mod dial;
+pub mod handler;
+pub mod policy;
+pub mod upstream;
+
+use l4_core::Registry;
+
+pub use handler::Proxy;
+
+/// Enters the handler and the selection policies of this crate.
+pub fn register(reg: &mut Registry) {
+    reg.origin(l4_core::origin!());
+    reg.handler::<Proxy>();
+    policy::register(reg);
+}

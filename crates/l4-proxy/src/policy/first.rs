@@ -1,0 +1,13 @@
+use l4_core::Connection;
+
+use super::Select;
+use crate::upstream::Upstream;
+
+/// `first`: the first upstream in the list that is available, so that later ones are spares.
+pub struct First;
+
+impl Select for First {
+    fn select(&self, upstreams: &[Upstream], _: &Connection) -> Option<usize> {
+        upstreams.iter().position(Upstream::available)
+    }
+}
