@@ -1,0 +1,252 @@
+//! `conncept run`
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use l4_core::Registry;
+use l4_core::config::{ConfigError, Errors};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::cli::RunArgs;
+use crate::instance::{Instance, Outcome, place};
+use crate::logging::Log;
+use crate::signals::{Signal, Signals};
+use crate::source::{Source, Text};
+use crate::{Build, cmd, default_config, logging, runtime};
+
+/// How often `--watch` looks at the file.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(args: &RunArgs, build: &Build) -> ExitCode {
+    let source = match cmd::prepare(&args.envfile, args.config.clone(), args.adapter.as_deref()) {
+        Ok(source) => source.unwrap_or(Source::Embedded),
+        Err(code) => return code,
+    };
+    if args.environ {
+        cmd::environ::print();
+    }
+    let log = match logging::start(args.log_level, args.log_format) {
+        Ok(log) => log,
+        Err(error) => return cmd::fail(&format!("starting the log: {error}")),
+    };
+    logging::log_panics();
+    let runtime = match runtime::build(runtime::workers(args.workers)) {
+        Ok(runtime) => runtime,
+        Err(error) => return cmd::fail(&format!("starting the runtime: {error}")),
+    };
+    // What could not be written is not removed either: it may belong to somebody else.
+    let pidfile = args.pidfile.as_deref().filter(|path| match write_pid(path) {
+        Ok(()) => true,
+        Err(error) => {
+            error!(target: "conncept", file = %path.display(), %error, "the pid file cannot be written");
+            false
+        }
+    });
+    let process = Process {
+        source,
+        watch: args.watch,
+        registry: build.registry.clone(),
+        log: log.clone(),
+    };
+    let result = runtime.block_on(process.live());
+    let removed = pidfile.map_or(Ok(()), remove);
+    let code = match (result, removed) {
+        (Err(errors), _) => {
+            // Log lines first, so that the reason is the last thing on the screen.
+            log.flush();
+            return cmd::refuse(&errors);
+        }
+        (Ok(()), Err(error)) => {
+            error!(target: "conncept", %error, "the pid file cannot be removed");
+            cmd::UNCLEAN
+        }
+        (Ok(()), Ok(())) => 0,
+    };
+    info!(target: "conncept", exit_code = code, "shutdown complete");
+    // What still runs is a read of a file that does not answer.
+    runtime.shutdown_background();
+    log.flush();
+    ExitCode::from(code)
+}
+
+/// A process that serves until it is told to stop.
+struct Process {
+    source: Source,
+    watch: bool,
+    registry: Arc<Registry>,
+    log: Log,
+}
+
+/// Why the configuration is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trigger {
+    /// Somebody asked: it is loaded even if it says the same.
+    Signal,
+    /// The file has other bytes than before.
+    Changed,
+}
+
+impl Process {
+    /// From the first load to the end of the last connection.
+    async fn live(self) -> Result<(), Errors> {
+        let signals = Signals::install()
+            .map_err(|error| ConfigError::without_place("signals", error.to_string()))?;
+        let stop = CancellationToken::new();
+        let (reload, reloads) = mpsc::channel(1);
+        let listening = tokio::spawn(obey(signals, stop.clone(), reload, self.log.clone()));
+        let mut instance = Instance::new(self.registry.clone());
+        // Serving never ends by itself unless the first load fails. Dropping it between two steps of a load undoes
+        // the load.
+        let served = stop
+            .run_until_cancelled(self.serve(&mut instance, reloads))
+            .await;
+        if let Some(Err(errors)) = served {
+            return Err(errors);
+        }
+        warn!(target: "conncept", "exiting; a second signal ends at once");
+        instance.stop().await;
+        listening.abort();
+        Ok(())
+    }
+
+    async fn serve(
+        &self,
+        instance: &mut Instance,
+        mut reloads: mpsc::Receiver<()>,
+    ) -> Result<(), Errors> {
+        let text = self.read().await?;
+        info!(target: "conncept", file = text.name, "using config from {}", self.kind());
+        // What was loaded last, good or bad: a bad file is complained about once, not every second.
+        let mut seen = text.bytes.clone();
+        instance.load(text, true).await?;
+        info!(target: "conncept", "serving initial configuration");
+        if matches!(self.source, Source::Embedded)
+            && let Some(address) = instance.first_tcp_address()
+        {
+            cmd::print(&default_config::invitation(address));
+        }
+        let mut ticks = interval(WATCH_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let watching = self.watch && self.source.is_file();
+        let mut unreadable = false;
+        loop {
+            let trigger = tokio::select! {
+                Some(()) = reloads.recv() => Trigger::Signal,
+                _ = ticks.tick(), if watching => Trigger::Changed,
+            };
+            if !self.source.is_file() {
+                info!(target: "conncept", "last config unknown, ignored SIGUSR1");
+                continue;
+            }
+            let text = match self.read().await {
+                Ok(text) => text,
+                Err(errors) => {
+                    if trigger == Trigger::Signal || !unreadable {
+                        report(&errors);
+                    }
+                    unreadable = true;
+                    continue;
+                }
+            };
+            // A file that was gone and came back as it was is no change.
+            unreadable = false;
+            if trigger == Trigger::Changed && text.bytes == seen {
+                continue;
+            }
+            seen.clone_from(&text.bytes);
+            let file = text.name.clone();
+            info!(target: "conncept", file, "loading the configuration");
+            match instance.load(text, trigger == Trigger::Signal).await {
+                Ok(Outcome::Loaded) => {
+                    info!(target: "conncept", file, "serving the new configuration")
+                }
+                Ok(Outcome::Unchanged) => info!(target: "conncept", file, "config is unchanged"),
+                Err(errors) => report(&errors),
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<Text, Errors> {
+        let (source, registry) = (self.source.clone(), self.registry.clone());
+        let read = move || source.read(|| default_config::text(&registry));
+        tokio::task::spawn_blocking(read)
+            .await
+            .unwrap_or_else(|error| {
+                Err(ConfigError::without_place(
+                    self.source.name(),
+                    error.to_string(),
+                ))
+            })
+            .map_err(Errors::from)
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.source {
+            Source::File(_) => "file",
+            Source::Stream(_) => "stdin",
+            Source::Embedded => "the program itself",
+        }
+    }
+}
+
+/// Turns signals into what the process does about them. Runs beside everything else, so that a signal to end at
+/// once is heard whatever is going on.
+async fn obey(mut signals: Signals, stop: CancellationToken, reload: mpsc::Sender<()>, log: Log) {
+    loop {
+        match signals.next().await {
+            Signal::Stop(signal) if !stop.is_cancelled() => {
+                info!(target: "conncept", signal, "stopping");
+                stop.cancel();
+            }
+            Signal::Stop(signal) => quit(signal, "force quit", &log),
+            Signal::Quit => quit("SIGQUIT", "quitting at once", &log),
+            // One that waits already will read the file as it is then.
+            Signal::Reload => drop(reload.try_send(())),
+            Signal::Ignored(signal) => info!(target: "conncept", signal, "not implemented"),
+        }
+    }
+}
+
+fn quit(signal: &str, what: &str, log: &Log) -> ! {
+    warn!(target: "conncept", signal, exit_code = cmd::FORCED, "{what}");
+    log.flush();
+    std::process::exit(cmd::FORCED.into())
+}
+
+/// Says why the configuration stays as it is, an entry for each reason.
+fn report(errors: &Errors) {
+    for error in errors.as_slice() {
+        error!(
+            target: "conncept", place = place(error), problem = error.message(), help = error.help_text(),
+            "configuration error"
+        );
+    }
+    let count = errors.as_slice().len();
+    error!(target: "conncept", errors = count, "the new configuration was refused; the old one goes on");
+}
+
+fn write_pid(path: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    writeln!(file, "{}", std::process::id())
+}
+
+/// Removes the pid file. That somebody did so already is no error.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

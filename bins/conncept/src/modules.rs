@@ -1,0 +1,122 @@
+//! Which families of modules this build has, and which it could have.
+
+use l4_core::Registry;
+
+/// Enters the modules that the Cargo features of this build bring, and the names of those it was made without.
+pub fn builtin(reg: &mut Registry) {
+    l4_std::register(reg);
+    #[cfg(feature = "tls")]
+    l4_tls::register(reg);
+    #[cfg(feature = "http")]
+    l4_http::register(reg);
+    #[cfg(feature = "ssh")]
+    l4_ssh::register(reg);
+    #[cfg(feature = "proxy")]
+    l4_proxy::register(reg);
+    for family in FAMILIES.iter().filter(|family| !family.built) {
+        for (namespace, name) in family.modules {
+            reg.absent(namespace, name, family.feature);
+        }
+    }
+}
+
+/// The licence that this build may be passed on under.
+pub(crate) fn licence() -> &'static str {
+    licence_of(FAMILIES.iter().filter(|family| family.built))
+}
+
+fn licence_of<'a>(mut families: impl Iterator<Item = &'a Family>) -> &'static str {
+    match families.any(|family| family.copyleft) {
+        true => "GPL-3.0-or-later",
+        false => "MIT OR Apache-2.0",
+    }
+}
+
+/// Modules that come and go together.
+struct Family {
+    /// The Cargo feature, and the name for `cargo xtask build --with`.
+    feature: &'static str,
+    /// Whether this build has it.
+    built: bool,
+    /// Whether it brings a dependency under GPL-3.0-or-later.
+    copyleft: bool,
+    /// Namespaces and names. What can only be written inside another module of the family is left out: who asks for
+    /// it has asked for the other one first.
+    modules: &'static [(&'static str, &'static str)],
+}
+
+const MATCHERS: &str = "layer4.matchers";
+const HANDLERS: &str = "layer4.handlers";
+
+const FAMILIES: &[Family] = &[
+    Family {
+        feature: "tls",
+        built: cfg!(feature = "tls"),
+        copyleft: false,
+        modules: &[(MATCHERS, "tls")],
+    },
+    Family {
+        feature: "http",
+        built: cfg!(feature = "http"),
+        copyleft: false,
+        modules: &[(MATCHERS, "http")],
+    },
+    Family {
+        feature: "ssh",
+        built: cfg!(feature = "ssh"),
+        copyleft: false,
+        modules: &[(MATCHERS, "ssh")],
+    },
+    Family {
+        feature: "proxy",
+        built: cfg!(feature = "proxy"),
+        copyleft: false,
+        modules: &[(HANDLERS, "proxy")],
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_catalogue_lists_exactly_the_matchers_and_handlers_of_the_optional_crates() {
+        let mut reg = Registry::new();
+        builtin(&mut reg);
+        assert_eq!(reg.conflicts(), &[] as &[String]);
+        let top_level = |id: &str| {
+            [MATCHERS, HANDLERS].iter().any(|ns| {
+                id.strip_prefix(ns)
+                    .is_some_and(|name| name.starts_with('.'))
+            })
+        };
+        let present: BTreeSet<String> = reg
+            .modules()
+            .filter(|module| module.origin.package != "l4-std" && top_level(&module.id))
+            .map(|module| module.id)
+            .collect();
+        let listed: BTreeSet<String> = FAMILIES
+            .iter()
+            .filter(|family| family.built)
+            .flat_map(|family| family.modules)
+            .map(|(namespace, name)| format!("{namespace}.{name}"))
+            .collect();
+        assert_eq!(present, listed);
+    }
+
+    #[test]
+    fn one_copyleft_family_decides_the_licence() {
+        let family = |copyleft| Family {
+            feature: "x",
+            built: true,
+            copyleft,
+            modules: &[],
+        };
+        let (free, gpl) = (family(false), family(true));
+        assert_eq!(licence_of([].into_iter()), "MIT OR Apache-2.0");
+        assert_eq!(licence_of([&free].into_iter()), "MIT OR Apache-2.0");
+        assert_eq!(licence_of([&free, &gpl].into_iter()), "GPL-3.0-or-later");
+    }
+}
