@@ -323,6 +323,8 @@ pub(super) struct Udp {
     socket: tokio::net::UdpSocket,
     state: UdpSocketState,
     bound: SocketAddr,
+    /// Whether an ICMP error can end a batch, which then has a rest that the kernel does not announce again.
+    has_errors: bool,
 }
 
 /// A UDP peer together with the address it wrote to. Replies leave from there.
@@ -351,10 +353,15 @@ pub(super) fn prepare(socket: &UdpSocket) -> io::Result<UdpSocketState> {
 impl Udp {
     pub(super) fn new(socket: UdpSocket, state: UdpSocketState) -> io::Result<Self> {
         let bound = socket.local_addr()?;
+        let is_set =
+            |&(level, name): &_| sockopt::get(&socket, level, name).is_ok_and(|on| on != 0);
+        let has_errors = socket.peer_addr().is_ok() || ERROR_OPTIONS.iter().any(is_set);
+        let socket = tokio::net::UdpSocket::from_std(socket)?;
         Ok(Self {
-            socket: tokio::net::UdpSocket::from_std(socket)?,
+            socket,
             state,
             bound,
+            has_errors,
         })
     }
 
@@ -406,10 +413,23 @@ impl Wire for Udp {
         let mut chunks = scratch.chunks_mut(STRIDE);
         let mut buffers: [_; BATCH] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-        let count = self.socket.try_io(Interest::READABLE, || {
-            self.state
-                .recv((&self.socket).into(), &mut buffers, &mut metas)
-        })?;
+        let mut count = 0;
+        let received = self.socket.try_io(Interest::READABLE, || {
+            count = self
+                .state
+                .recv((&self.socket).into(), &mut buffers, &mut metas)?;
+            // A batch that is not full means that nothing is left. Saying so here saves the system call that would
+            // only find that out: every second one, unless the load is high.
+            let empty = count < BATCH && !self.has_errors;
+            if empty {
+                Err(WouldBlock.into())
+            } else {
+                Ok(())
+            }
+        });
+        if count == 0 {
+            received?;
+        }
         for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
             let peer = UdpPeer {
                 remote: meta.addr,
@@ -503,6 +523,16 @@ const QUIC_OPTIONS: &[(libc::c_int, libc::c_int)] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG),
     (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS),
 ];
+
+/// Options that make an unconnected socket report ICMP errors.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const ERROR_OPTIONS: &[(libc::c_int, libc::c_int)] = &[
+    (libc::IPPROTO_IP, libc::IP_RECVERR),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+];
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const ERROR_OPTIONS: &[(libc::c_int, libc::c_int)] = &[];
+
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const QUIC_OPTIONS: &[(libc::c_int, libc::c_int)] = &[
     #[cfg(any(target_os = "freebsd", target_vendor = "apple"))]
@@ -622,9 +652,8 @@ fn abstract_name(_: &UnixAddr) -> Option<&[u8]> {
 /// Datagrams, or runs of datagrams that the kernel has put together, read at once.
 const BATCH: usize = quinn_udp::BATCH_SIZE;
 
-/// The distance of receive buffers: a run may have 64 KiB. The rest keeps their beginnings out of each other's cache
-/// sets.
-const STRIDE: usize = 64 * 1024 + 2 * 1024;
+/// The size of a receive buffer: what a run of merged datagrams, or the longest one, may have.
+const STRIDE: usize = 64 * 1024;
 
 /// The longest datagram passed on. UDP has no longer ones (65 507 over IPv4); handlers read with buffers of this size.
 const LONGEST: usize = 65_535;
