@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use crate::config::suggest::closest;
 use crate::config::{At, ConfigError, Document, GoDuration, ModuleMap, Node, Value, decode};
 use crate::placeholder::{self, Template};
 use crate::registry::{Kind, Registry};
@@ -238,10 +239,15 @@ impl<'a> Provision<'a> {
         let name = match name_node.map(|n| self.document.value(n)) {
             Some(Value::String(name)) if !name.is_empty() => name.to_owned(),
             _ => {
+                let members = self.document.members(node).map(|(name, _)| name);
+                let help = match closest(key, members).filter(|name| *name != key) {
+                    Some(near) => format!("did you mean {key:?} instead of {near:?}?"),
+                    None => self.registry.explain_missing(K::NAMESPACE, ""),
+                };
                 return Err(self.reject_help(
                     name_node.unwrap_or(node),
                     format!("module name not specified with key '{key}'"),
-                    self.registry.explain_missing(K::NAMESPACE, ""),
+                    help,
                 ));
             }
         };
