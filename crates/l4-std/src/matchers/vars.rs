@@ -119,9 +119,13 @@ impl Expression {
             ));
         }
         let regex = Regex::new(&config.pattern).map_err(|error| {
+            // A syntax error draws the expression over several lines; its last one says what is wrong.
+            let text = error.to_string();
+            let why = text.lines().last().unwrap_or_default();
+            let why = why.strip_prefix("error: ").unwrap_or(why);
             cx.reject(
                 config.pattern.node(),
-                format!("invalid regular expression: {error}"),
+                format!("invalid regular expression: {why}"),
             )
         })?;
         let numbered = (0..regex.captures_len()).map(|i| i.to_string().into());
