@@ -105,6 +105,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_connection_costs_beside_its_bytes_stays_small() {
+        assert!(size_of::<Meta>() <= 512, "{} bytes", size_of::<Meta>());
+    }
+
+    #[test]
     fn captures_are_found_by_number_group_and_expression_name() {
         let capture = Capture {
             prefix: "l4.regexp",

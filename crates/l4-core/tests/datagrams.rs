@@ -1,0 +1,192 @@
+//! Datagram sessions through the engine: cuts are kept, and nothing that a datagram does not hold is waited for.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use l4_core::prelude::*;
+use l4_core::route::{Routed, Sets};
+use l4_core::{EndReason, Handler, Program};
+use l4_testkit::{conn_verdict, received_datagrams, session, settle};
+use support::{Dns, router, says};
+use tokio::time::Instant;
+
+/// A DNS query's header and some more.
+const QUERY: &[u8] = &[0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 3, b'w'];
+
+fn when(matcher: &str, name: &str) -> String {
+    says(&format!(r#"[{{"{matcher}": {{}}}}]"#), name)
+}
+
+fn echo() -> String {
+    r#"{"handle": [{"handler": "echo"}]}"#.to_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_datagram_is_received_and_not_waited_on() {
+    let started = Instant::now();
+    let (conn, mut peer) = session();
+    peer.send(b"");
+    let (_, task) = router(&[when("dns", "A"), says("[]", "C")]).serve(conn);
+    assert_eq!(peer.receive().await.unwrap(), "C");
+    assert_eq!(started.elapsed(), Duration::ZERO);
+    task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_without_a_datagram_waits_for_the_matching_timeout() {
+    let started = Instant::now();
+    let (conn, mut peer) = session();
+    let (_, task) = router(&[when("dns", "A"), says("[]", "C")]).serve(conn);
+    assert_eq!(peer.receive().await.unwrap(), "C");
+    assert_eq!(started.elapsed(), Duration::from_secs(3));
+    task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ends_before_a_route_takes_it_is_an_end_of_stream() {
+    let (conn, peer) = session();
+    let (record, task) = router(&[when("dns", "A")]).serve(conn);
+    assert!(peer.end().await.is_empty());
+    task.await.unwrap();
+    assert_eq!(record.end_reason(), Some(EndReason::MatchEof));
+}
+
+#[test]
+fn a_matcher_sees_the_first_datagram_only() {
+    let mut conn = received_datagrams(&[&QUERY[..5], &QUERY[5..]]);
+    assert_eq!(conn_verdict(&Dns, &mut conn), Verdict::More(7));
+    assert_eq!(conn.unread(), &QUERY[..5]);
+    let mut conn = received_datagrams(&[QUERY, b"junk"]);
+    assert_eq!(conn_verdict(&Dns, &mut conn), Verdict::Match);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_halves_of_a_message_are_not_joined() {
+    let (conn, mut peer) = session();
+    peer.send(&QUERY[..5]);
+    peer.send(&QUERY[5..]);
+    let (_, task) = router(&[when("dns", "A"), echo()]).serve(conn);
+    assert_eq!(peer.receive().await.unwrap(), &QUERY[..5]);
+    assert_eq!(peer.receive().await.unwrap(), &QUERY[5..]);
+    peer.end().await;
+    task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn not_a_message_is_certain_for_a_short_datagram() {
+    let (conn, mut peer) = session();
+    peer.send(&QUERY[..5]);
+    let started = Instant::now();
+    let (_, task) = router(&[says(r#"[{"not": [{"dns": {}}]}]"#, "A")]).serve(conn);
+    assert_eq!(peer.receive().await.unwrap(), "A");
+    assert_eq!(started.elapsed(), Duration::ZERO);
+    task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn boundaries_survive_matching_and_echo_for_every_size() {
+    let (conn, mut peer) = session();
+    let (record, task) = router(&[when("dns", "A"), echo()]).serve(conn);
+    let sizes = [0, 1, 0, 1200, 9001, 65_507, 3];
+    for size in sizes {
+        peer.send(&vec![0xFF; size]);
+    }
+    for size in sizes {
+        assert_eq!(peer.receive().await.unwrap().len(), size);
+    }
+    assert!(peer.end().await.is_empty());
+    task.await.unwrap();
+    let total: usize = sizes.iter().sum();
+    assert_eq!(record.bytes_read(), total as u64);
+    assert_eq!(record.bytes_written(), total as u64);
+    assert_eq!(record.end_reason(), Some(EndReason::Completed));
+}
+
+/// Wants two datagrams, as QUIC may for its first flight.
+struct TwoDatagrams;
+
+impl Matcher for TwoDatagrams {
+    fn matches(&self, view: &mut View<'_>) -> Verdict {
+        match view.datagrams().count() {
+            0 | 1 => Verdict::More(1),
+            _ => Verdict::from_bool(view.datagrams().nth(1) == Some(b"second")),
+        }
+    }
+
+    fn spans_datagrams(&self) -> bool {
+        true
+    }
+}
+
+fn spanning(chain: Vec<Box<dyn Handler>>) -> Program {
+    let sets = Sets::from_matchers(vec![vec![Box::new(TwoDatagrams)]]);
+    Program::from_routes(vec![(sets, chain)], Duration::from_secs(3))
+}
+
+#[test]
+fn a_matcher_that_spans_datagrams_is_waited_for() {
+    let program = spanning(Vec::new());
+    for (datagrams, routed) in [
+        (
+            &[b"first".as_slice()] as &[&[u8]],
+            Routed::Undecided { route: 0, more: 1 },
+        ),
+        (&[b"first", b"second"], Routed::Take(0)),
+        (&[b"first", b""], Routed::Exhausted),
+    ] {
+        let mut conn = received_datagrams(datagrams);
+        let step = conn.with_view(|view| program.step(view, 0, false, &mut Vec::new()));
+        assert_eq!(step, routed);
+    }
+}
+
+/// Asks for ever.
+struct Insatiable;
+
+impl Matcher for Insatiable {
+    fn matches(&self, _: &mut View<'_>) -> Verdict {
+        Verdict::More(1)
+    }
+
+    fn spans_datagrams(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn empty_datagrams_cannot_be_piled_up_without_end() {
+    let sets = Sets::from_matchers(vec![vec![Box::new(Insatiable)]]);
+    let program = Arc::new(Program::from_routes(
+        vec![(sets, Vec::new())],
+        Duration::from_secs(3600),
+    ));
+    let (conn, peer) = session();
+    let record = conn.record().clone();
+    let task = tokio::spawn({
+        let program = program.clone();
+        async move { program.run(conn).await.map(|_| ()) }
+    });
+    let mut sent = 0;
+    while record.end_reason().is_none() {
+        assert!(sent < 5000, "still taking empty datagrams");
+        peer.send(b"");
+        settle().await;
+        sent += 1;
+    }
+    assert_eq!(record.end_reason(), Some(EndReason::MatchBufferFull));
+    task.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_one_datagram_and_an_empty_one_counts() {
+    let (conn, mut peer) = session();
+    peer.send(b"x");
+    let (_, task) = router(&[says("[]", "")]).serve(conn);
+    assert_eq!(peer.receive().await.unwrap(), "");
+    assert_eq!(peer.receive().await, None);
+    task.await.unwrap();
+}
