@@ -767,3 +767,100 @@ impl UnixKind {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn ip_versions_take_turns_beginning_with_the_resolvers_first() {
+        let mixed = interleave(
+            addresses(&[
+                "[::1]:1",
+                "[::2]:1",
+                "[::3]:1",
+                "1.1.1.1:1",
+                "[::1]:1",
+                "1.1.1.2:1",
+            ])
+            .into_iter(),
+        );
+        let expected = ["[::1]:1", "1.1.1.1:1", "[::2]:1", "1.1.1.2:1", "[::3]:1"];
+        assert_eq!(mixed, addresses(&expected));
+        let four_first = interleave(addresses(&["1.1.1.1:1", "[::1]:1"]).into_iter());
+        assert_eq!(four_first, addresses(&["1.1.1.1:1", "[::1]:1"]));
+        assert_eq!(interleave(std::iter::empty()), []);
+    }
+
+    #[test]
+    fn hosts_are_told_apart() {
+        let ip = |text: &str| Host::Ip(text.parse().unwrap());
+        assert_eq!(Host::parse(""), Host::Unspecified);
+        assert_eq!(Host::parse("127.0.0.1"), ip("127.0.0.1"));
+        assert_eq!(Host::parse("::ffff:127.0.0.1"), ip("127.0.0.1"));
+        assert_eq!(
+            Host::parse("fe80::1%eth0"),
+            Host::Zoned("fe80::1".parse().unwrap(), "eth0".into())
+        );
+        for name in [
+            "example.com",
+            "fe80::1%",
+            "127.0.0.1%eth0",
+            "a:b",
+            "::1:443x",
+            " 127.0.0.1",
+        ] {
+            assert_eq!(Host::parse(name), Host::Name(name.into()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_connected_to_itself_is_noticed() {
+        let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+        let first: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
+        let (address, stream) = 'search: {
+            for port in first..first + 100 {
+                let address = SocketAddr::from(([127, 0, 0, 1], port));
+                let socket = TcpSocket::new_v4().unwrap();
+                // A port that somebody has is no help here.
+                if socket.bind(address).is_ok()
+                    && let Ok(stream) = socket.connect(address).await
+                {
+                    break 'search (address, stream);
+                }
+            }
+            panic!("no free port");
+        };
+        assert!(is_connected_to_itself(&stream, address));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        assert!(!is_connected_to_itself(&stream, address));
+    }
+
+    #[test]
+    fn the_reason_that_says_most_is_given() {
+        let attempt = |code| (Addr::UNNAMED, io::Error::from_raw_os_error(code));
+        let best = |codes: &[i32]| {
+            let attempts = Attempts(codes.iter().map(|&code| attempt(code)).collect());
+            attempts.best().and_then(io::Error::raw_os_error)
+        };
+        assert_eq!(
+            best(&[libc::ENETUNREACH, libc::ECONNREFUSED]),
+            Some(libc::ECONNREFUSED)
+        );
+        assert_eq!(
+            best(&[libc::ETIMEDOUT, libc::EHOSTUNREACH]),
+            Some(libc::ETIMEDOUT)
+        );
+        assert_eq!(
+            best(&[libc::EHOSTUNREACH, libc::ENETUNREACH]),
+            Some(libc::EHOSTUNREACH)
+        );
+        assert_eq!(best(&[]), None);
+    }
+}

@@ -726,3 +726,86 @@ fn has_ipv6() -> bool {
             .is_ok()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dial::SystemResolver;
+
+    async fn endpoint(text: &str) -> Endpoint {
+        Endpoint::of(&text.parse().unwrap(), &SystemResolver)
+            .await
+            .unwrap()
+    }
+
+    #[test]
+    fn the_systems_refusals_are_put_into_words() {
+        let refusal = |code, address: &str| {
+            ip_error(
+                io::Error::from_raw_os_error(code),
+                address.parse().unwrap(),
+                false,
+            )
+        };
+        let privileged = refusal(libc::EACCES, "0.0.0.0:1");
+        assert!(matches!(privileged, ListenError::PrivilegedPort { .. }));
+        assert!(privileged.to_string().contains("CAP_NET_BIND_SERVICE"));
+        // Not a matter of the port: some security module.
+        let other = refusal(libc::EACCES, "0.0.0.0:60000");
+        assert_eq!(
+            other.to_string(),
+            "binding: Permission denied (os error 13)"
+        );
+        assert_eq!(
+            refusal(libc::EADDRINUSE, "0.0.0.0:80").to_string(),
+            "0.0.0.0:80 is already in use by another process"
+        );
+        let unix = unix_error(
+            io::Error::from_raw_os_error(libc::EACCES),
+            Path::new("/run/x"),
+        );
+        assert_eq!(
+            unix.to_string(),
+            "permission denied: this user may not create or replace /run/x"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_path_has_one_endpoint_however_it_is_written() {
+        let here = fs::canonicalize(".").unwrap();
+        let absolute = Endpoint::Unix {
+            socket: UnixKind::Stream,
+            path: here.join("x.sock"),
+        };
+        let up = format!(
+            "unix/{}/../{}/x.sock",
+            here.display(),
+            here.file_name().unwrap().display()
+        );
+        for text in ["unix/x.sock", "unix/./x.sock|0660", &*up] {
+            assert_eq!(endpoint(text).await, absolute, "{text}");
+        }
+        assert_ne!(endpoint("unixgram/x.sock").await, absolute);
+        assert_eq!(endpoint("unixgram/x.sock").await.place(), absolute.place());
+        // Abstract names of different kinds are different sockets.
+        assert_ne!(
+            endpoint("unixgram/@x").await.place(),
+            endpoint("unix/@x").await.place()
+        );
+    }
+
+    #[tokio::test]
+    async fn all_interfaces_are_one_endpoint() {
+        let everywhere = endpoint(":80").await;
+        for text in ["0.0.0.0:80", "[::]:80", "tcp/:80"] {
+            assert_eq!(endpoint(text).await, everywhere, "{text}");
+        }
+        for text in ["tcp4/:80", "tcp6/:80", "udp/:80", ":81", "127.0.0.1:80"] {
+            assert_ne!(endpoint(text).await, everywhere, "{text}");
+        }
+        assert_eq!(
+            endpoint("127.0.0.1:80").await,
+            endpoint("[::ffff:127.0.0.1]:80").await
+        );
+    }
+}

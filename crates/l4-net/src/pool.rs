@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use l4_core::config::{Address, Node};
+use l4_core::handler::BoxFuture;
 use l4_core::{Addr, App, Connection, Listen, Record, Server};
 use socket2::Socket;
 use tokio::runtime::Handle;
@@ -179,6 +180,7 @@ impl Staged {
     /// after the connections waiting in their queues were accepted under the configuration before.
     pub fn commit(mut self) {
         let shared = self.shared.clone();
+        let mut tasks = Vec::new();
         let mut state = shared.state();
         if state.closed {
             return;
@@ -198,7 +200,9 @@ impl Staged {
                 }
                 How::Opened(opened) => {
                     debug!(address = %opened.actual, server = server.name(), "listening");
-                    opened.start(Arc::downgrade(&shared), server.clone(), &self.runtime)
+                    let (listener, task) = opened.start(Arc::downgrade(&shared), server.clone());
+                    tasks.push(task);
+                    listener
                 }
             };
             listener.slot.store(Some(server));
@@ -214,6 +218,11 @@ impl Staged {
                 debug!(address = %listener.actual, "no longer listening");
                 state.leave(listener);
             }
+        }
+        drop(state);
+        // Without the lock: a task that is dropped instead of started, in a runtime that is going down, takes it.
+        for task in tasks {
+            self.runtime.spawn(task);
         }
     }
 }
@@ -575,8 +584,12 @@ impl Opened {
         })
     }
 
-    /// Starts the task.
-    fn start(self, shared: Weak<Shared>, server: Arc<Server>, runtime: &Handle) -> Arc<Listener> {
+    /// The listener, and the task that it needs.
+    fn start(
+        self,
+        shared: Weak<Shared>,
+        server: Arc<Server>,
+    ) -> (Arc<Listener>, BoxFuture<'static, ()>) {
         let Self {
             key,
             actual,
@@ -584,11 +597,10 @@ impl Opened {
             file,
             socket,
         } = self;
-        // Before the task runs: it may accept at once.
         slot.store(Some(server));
         let done = CancellationToken::new();
         let listener = |task| {
-            let (slot, done, has_file) = (slot.clone(), done.clone(), file.is_some());
+            let has_file = file.is_some();
             Arc::new(Listener {
                 key,
                 actual,
@@ -607,12 +619,12 @@ impl Opened {
                     listener: listener.clone(),
                     shared,
                 };
-                runtime.spawn(async move {
+                let task = async move {
                     // Closes the socket before it is said to be closed.
                     stream.run(stop).await;
                     drop(ended);
-                });
-                listener
+                };
+                (listener, Box::pin(task))
             }
             Unstarted::Datagrams {
                 listener: datagrams,
@@ -624,8 +636,10 @@ impl Opened {
                     listener: listener.clone(),
                     shared,
                 };
-                runtime.spawn(serve_datagrams(datagrams, spare, phase, ended));
-                listener
+                (
+                    listener,
+                    Box::pin(serve_datagrams(datagrams, spare, phase, ended)),
+                )
             }
         }
     }

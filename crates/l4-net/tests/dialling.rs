@@ -1,0 +1,584 @@
+//! Connecting to upstreams, on loopback only.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use l4_core::config::Address;
+use l4_core::{Addr, Io};
+use l4_net::dial::{DialError, DialOptions, Dialled, Resolve, Target, TargetError};
+use l4_net::dial::{connect, connect_with};
+use socket2::{Domain, SockRef, Socket, Type};
+use tempfile::TempDir;
+
+use support::soon;
+
+fn target(text: &str) -> Target {
+    Target::new(&text.parse::<Address>().unwrap()).unwrap()
+}
+
+fn within(limit: Duration) -> DialOptions {
+    DialOptions::within(Some(limit))
+}
+
+const SHORT: Duration = Duration::from_millis(600);
+
+/// Says that every name has these addresses, and counts how often it was asked.
+struct Names(Vec<SocketAddr>, Mutex<usize>);
+
+impl Names {
+    fn are(addresses: &[SocketAddr]) -> Self {
+        Self(addresses.to_vec(), Mutex::default())
+    }
+}
+
+impl Resolve for Names {
+    async fn lookup(&self, _: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
+        *self.1.lock().unwrap() += 1;
+        Ok(self.0.clone())
+    }
+}
+
+/// A resolver that must not be asked.
+struct Nobody;
+
+impl Resolve for Nobody {
+    async fn lookup(&self, host: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
+        panic!("{host} was looked up")
+    }
+}
+
+/// A resolver that never answers.
+struct Silent;
+
+impl Resolve for Silent {
+    async fn lookup(&self, _: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
+        std::future::pending().await
+    }
+}
+
+fn listener(address: &str) -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind(address).unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// A port on which nobody listens, and which nobody else gets: it is bound.
+struct Refusing(#[allow(dead_code, reason = "kept open")] Socket, SocketAddr);
+
+impl Refusing {
+    fn new() -> Self {
+        let (socket, address) = bound();
+        Self(socket, address)
+    }
+}
+
+fn bound() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket
+        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, address)
+}
+
+/// A listener that does not answer: its queue is full, so the kernel drops what else arrives.
+struct Blackhole {
+    listener: Socket,
+    address: SocketAddr,
+    waiting: Vec<Socket>,
+}
+
+impl Blackhole {
+    fn new() -> Self {
+        let (listener, address) = bound();
+        listener.listen(0).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            if client
+                .connect_timeout(&address.into(), Duration::from_millis(200))
+                .is_err()
+            {
+                return Self {
+                    listener,
+                    address,
+                    waiting,
+                };
+            }
+            waiting.push(client);
+        }
+    }
+
+    /// Takes what waits, so that it answers when asked again: a second after the first time, which is when the
+    /// kernel repeats itself.
+    fn answer(&self) {
+        for _ in &self.waiting {
+            self.listener.accept().unwrap();
+        }
+    }
+}
+
+fn tcp(dialled: Dialled) -> tokio::net::TcpStream {
+    match dialled.io {
+        Io::Tcp(socket) => socket,
+        _ => panic!("not TCP"),
+    }
+}
+
+#[tokio::test]
+async fn an_address_is_connected_to_without_asking_the_resolver() {
+    for bind in ["127.0.0.1:0", "[::1]:0"] {
+        let (listener, address) = listener(bind);
+        for text in [address.to_string(), format!("tcp/{address}")] {
+            let dialled = connect_with(&Nobody, &target(&text), &within(SHORT))
+                .await
+                .unwrap();
+            assert_eq!(dialled.peer, Addr::Tcp(address));
+            let ours = tcp(dialled).local_addr().unwrap();
+            assert_eq!(listener.accept().unwrap().1, ours);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_ipv4_address_in_ipv6_form_is_an_ipv4_address() {
+    let (_listener, address) = listener("127.0.0.1:0");
+    let target = target(&format!("[::ffff:127.0.0.1]:{}", address.port()));
+    let dialled = connect_with(&Nobody, &target, &within(SHORT))
+        .await
+        .unwrap();
+    assert_eq!(dialled.peer, Addr::Tcp(address));
+}
+
+#[tokio::test]
+async fn a_missing_host_is_this_machine() {
+    let (_listener, address) = listener("127.0.0.1:0");
+    let dialled = connect(&target(&format!(":{}", address.port())), &within(SHORT))
+        .await
+        .unwrap();
+    assert_eq!(dialled.peer, Addr::Tcp(address));
+    let (_listener, address) = listener("[::1]:0");
+    let target = target(&format!("tcp6/:{}", address.port()));
+    assert_eq!(
+        connect(&target, &within(SHORT)).await.unwrap().peer,
+        Addr::Tcp(address)
+    );
+}
+
+#[tokio::test]
+async fn zones_are_interfaces() {
+    let (_listener, address) = listener("[::1]:0");
+    let known = target(&format!("[::1%lo]:{}", address.port()));
+    connect(&known, &within(SHORT)).await.unwrap();
+    let unknown = target("[fe80::1%nosuch0]:80");
+    let error = connect(&unknown, &within(SHORT)).await.err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "[fe80::1%nosuch0]:80: there is no network interface \"nosuch0\""
+    );
+}
+
+#[tokio::test]
+async fn dialled_sockets_do_not_delay_and_notice_dead_peers() {
+    let (_listener, address) = listener("127.0.0.1:0");
+    let socket = tcp(connect(&target(&address.to_string()), &within(SHORT))
+        .await
+        .unwrap());
+    let socket = SockRef::from(&socket);
+    assert!(socket.tcp_nodelay().unwrap());
+    assert!(socket.keepalive().unwrap());
+    assert_eq!(
+        socket.tcp_keepalive_time().unwrap(),
+        Duration::from_secs(15)
+    );
+    assert_eq!(
+        socket.tcp_keepalive_interval().unwrap(),
+        Duration::from_secs(15)
+    );
+    assert_eq!(socket.tcp_keepalive_retries().unwrap(), 9);
+}
+
+#[tokio::test]
+async fn a_name_is_looked_up_at_every_dial() {
+    let (_listener, address) = listener("127.0.0.1:0");
+    let names = Names::are(&[address]);
+    for _ in 0..3 {
+        connect_with(&names, &target("upstream.test:80"), &within(SHORT))
+            .await
+            .unwrap();
+    }
+    assert_eq!(*names.1.lock().unwrap(), 3);
+    let (_listener, address) = listener("127.0.0.1:0");
+    let real = target(&format!("localhost:{}", address.port()));
+    assert_eq!(
+        connect(&real, &within(SHORT)).await.unwrap().peer,
+        Addr::Tcp(address)
+    );
+}
+
+#[tokio::test]
+async fn a_silent_address_delays_by_the_staggering_only() {
+    let silent = Blackhole::new();
+    let (_listener, address) = listener("127.0.0.1:0");
+    let names = Names::are(&[silent.address, address]);
+    let before = Instant::now();
+    let options = within(Duration::from_secs(10));
+    let dialled = connect_with(&names, &target("upstream.test:80"), &options)
+        .await
+        .unwrap();
+    let took = before.elapsed();
+    assert_eq!(dialled.peer, Addr::Tcp(address));
+    assert!(took >= Duration::from_millis(250), "{took:?}");
+    assert!(took < Duration::from_millis(900), "{took:?}");
+}
+
+#[tokio::test]
+async fn an_attempt_goes_on_while_the_next_address_is_tried() {
+    let (first, second) = (Blackhole::new(), Blackhole::new());
+    let names = Names::are(&[first.address, second.address]);
+    let target = target("upstream.test:80");
+    let options = within(Duration::from_secs(10));
+    let answering = async {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        first.answer();
+    };
+    let (dialled, ()) = tokio::join!(connect_with(&names, &target, &options), answering);
+    assert_eq!(dialled.unwrap().peer, Addr::Tcp(first.address));
+}
+
+#[tokio::test]
+async fn the_next_address_is_tried_at_once_when_one_refuses() {
+    let (_listener, address) = listener("127.0.0.1:0");
+    let refusing = [Refusing::new(), Refusing::new()];
+    let names = Names::are(&[refusing[0].1, refusing[1].1, address]);
+    let before = Instant::now();
+    let dialled = connect_with(&names, &target("upstream.test:80"), &within(SHORT))
+        .await
+        .unwrap();
+    assert_eq!(dialled.peer, Addr::Tcp(address));
+    assert!(
+        before.elapsed() < Duration::from_millis(200),
+        "{:?}",
+        before.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn when_all_refuse_all_are_named() {
+    let refusing = [Refusing::new(), Refusing::new()];
+    let (one, two) = (refusing[0].1, refusing[1].1);
+    let error = connect_with(
+        &Names::are(&[one, two]),
+        &target("upstream.test:80"),
+        &within(SHORT),
+    )
+    .await
+    .err()
+    .unwrap();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "connecting to upstream.test:80: {one}: Connection refused (os error 111); \
+             {two}: Connection refused (os error 111)"
+        )
+    );
+    assert!(!error.is_timeout());
+    assert_eq!(
+        error.reason().unwrap().kind(),
+        io::ErrorKind::ConnectionRefused
+    );
+    let error = connect(&target(&one.to_string()), &within(SHORT))
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(
+        error.to_string(),
+        format!("connecting to {one}: Connection refused (os error 111)")
+    );
+}
+
+#[tokio::test]
+async fn silence_ends_at_the_limit() {
+    let silent = Blackhole::new();
+    let limit = Duration::from_millis(300);
+    let before = Instant::now();
+    let error = connect(&target(&silent.address.to_string()), &within(limit))
+        .await
+        .err()
+        .unwrap();
+    let took = before.elapsed();
+    assert!(took >= limit && took < limit * 3, "{took:?}");
+    assert!(error.is_timeout());
+    assert_eq!(
+        error.to_string(),
+        format!("connecting to {}: no answer within 300ms", silent.address)
+    );
+
+    let refusing = Refusing::new();
+    let one = refusing.1;
+    let names = Names::are(&[one, silent.address]);
+    let error = connect_with(&names, &target("up.test:80"), &within(limit))
+        .await
+        .err()
+        .unwrap();
+    assert!(error.is_timeout());
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "connecting to up.test:80: no answer within 300ms; \
+             before that {one}: Connection refused (os error 111)"
+        )
+    );
+}
+
+#[tokio::test]
+async fn a_resolver_that_does_not_answer_counts_towards_the_limit() {
+    let limit = Duration::from_millis(100);
+    let error = connect_with(&Silent, &target("up.test:80"), &within(limit))
+        .await
+        .err()
+        .unwrap();
+    assert!(error.is_timeout());
+    assert_eq!(
+        error.to_string(),
+        "connecting to up.test:80: the name was not resolved within 100ms"
+    );
+}
+
+#[tokio::test]
+async fn a_network_of_one_ip_version_leaves_the_other_addresses_out() {
+    let (_four, four) = listener("127.0.0.1:0");
+    let (_six, six) = listener("[::1]:0");
+    let names = Names::are(&[four, six]);
+    for (text, expected) in [
+        ("up.test:1", four),
+        ("tcp4/up.test:1", four),
+        ("tcp6/up.test:1", six),
+    ] {
+        let dialled = connect_with(&names, &target(text), &within(SHORT))
+            .await
+            .unwrap();
+        assert_eq!(dialled.peer, Addr::Tcp(expected), "{text}");
+    }
+    let error = connect_with(
+        &Names::are(&[four]),
+        &target("tcp6/up.test:1"),
+        &within(SHORT),
+    )
+    .await;
+    assert_eq!(
+        error.err().unwrap().to_string(),
+        "tcp6/up.test:1: no suitable address found, it has no IPv6 address"
+    );
+    let error = connect_with(&Names::are(&[]), &target("up.test:1"), &within(SHORT)).await;
+    assert!(matches!(error, Err(DialError::NoSuitableAddress { .. })));
+}
+
+#[tokio::test]
+async fn ip_versions_take_turns() {
+    // Three of IPv4 that are silent come before the one of IPv6 in the resolver's order, but that is the second try.
+    let silent = [Blackhole::new(), Blackhole::new(), Blackhole::new()];
+    let (_listener, six) = listener("[::1]:0");
+    let names = Names::are(&[silent[0].address, silent[1].address, silent[2].address, six]);
+    let before = Instant::now();
+    let options = within(Duration::from_secs(10));
+    let dialled = connect_with(&names, &target("up.test:1"), &options)
+        .await
+        .unwrap();
+    assert_eq!(dialled.peer, Addr::Tcp(six));
+    assert!(
+        before.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        before.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn unix_sockets_are_reached_by_path_and_by_abstract_name() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    // The mode bits of a listen address do not matter here.
+    for suffix in ["", "|0222"] {
+        let text = format!("unix/{}{suffix}", path.display());
+        let dialled = connect(&target(&text), &within(SHORT)).await.unwrap();
+        assert!(matches!(dialled.io, Io::Unix(_)));
+        assert_eq!(dialled.peer.to_string(), path.display().to_string());
+        listener.accept().unwrap();
+    }
+    let name = format!("conncept-test-dial-{}", std::process::id());
+    let address = UnixAddr::from_abstract_name(&name).unwrap();
+    let listener = UnixListener::bind_addr(&address).unwrap();
+    let dialled = connect(&target(&format!("unix/@{name}")), &within(SHORT))
+        .await
+        .unwrap();
+    assert_eq!(dialled.peer.to_string(), format!("@{name}"));
+    listener.accept().unwrap();
+}
+
+#[tokio::test]
+async fn a_unix_socket_that_is_not_there_is_explained() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("s").display().to_string();
+    let error = connect(&target(&format!("unix/{path}")), &within(SHORT))
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(
+        error.to_string(),
+        format!("connecting to unix/{path}: No such file or directory (os error 2)")
+    );
+    drop(UnixListener::bind(&path).unwrap());
+    let error = connect(&target(&format!("unix/{path}")), &within(SHORT))
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(
+        error.reason().unwrap().kind(),
+        io::ErrorKind::ConnectionRefused
+    );
+}
+
+#[tokio::test]
+async fn a_unix_listener_whose_queue_is_full_is_waited_for() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("s");
+    let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    listener
+        .bind(&socket2::SockAddr::unix(&path).unwrap())
+        .unwrap();
+    listener.listen(0).unwrap();
+    let target = target(&format!("unix/{}", path.display()));
+    let _first = connect(&target, &within(SHORT)).await.unwrap();
+    let error = connect(&target, &within(Duration::from_millis(200)))
+        .await
+        .err()
+        .unwrap();
+    assert!(error.is_timeout(), "{error}");
+    let options = within(Duration::from_secs(5));
+    let waiting = connect(&target, &options);
+    let accepting = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        listener.accept().unwrap();
+    };
+    let (dialled, ()) = tokio::join!(waiting, accepting);
+    dialled.unwrap();
+}
+
+async fn exchange(dialled: Dialled, datagram: &[u8]) -> Vec<u8> {
+    let Io::Datagram(mut session) = dialled.io else {
+        panic!("not a datagram socket")
+    };
+    std::future::poll_fn(|cx| session.poll_send(cx, datagram))
+        .await
+        .unwrap();
+    soon(std::future::poll_fn(|cx| session.poll_recv(cx)))
+        .await
+        .unwrap()
+        .to_vec()
+}
+
+#[tokio::test]
+async fn datagrams_are_exchanged_with_udp_servers() {
+    for bind in ["127.0.0.1:0", "[::1]:0"] {
+        let server = UdpSocket::bind(bind).unwrap();
+        let address = server.local_addr().unwrap();
+        let answering = std::thread::spawn(move || {
+            let mut buffer = vec![0; 65_535];
+            let (n, peer) = server.recv_from(&mut buffer).unwrap();
+            server.send_to(&buffer[..n], peer).unwrap();
+        });
+        let dialled = connect_with(&Nobody, &target(&format!("udp/{address}")), &within(SHORT))
+            .await
+            .unwrap();
+        assert_eq!(dialled.peer, Addr::Udp(address));
+        let datagram = vec![7; 60_000];
+        assert_eq!(exchange(dialled, &datagram).await, datagram);
+        answering.join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_unixgram_server_can_answer() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("s");
+    let server = UnixDatagram::bind(&path).unwrap();
+    let answering = std::thread::spawn(move || {
+        let mut buffer = [0; 100];
+        let (n, peer) = server.recv_from(&mut buffer).unwrap();
+        // The client has no file, but a name.
+        server.send_to_addr(&buffer[..n], &peer).unwrap();
+    });
+    let dialled = connect(
+        &target(&format!("unixgram/{}", path.display())),
+        &within(SHORT),
+    )
+    .await
+    .unwrap();
+    assert_eq!(exchange(dialled, b"hello").await, b"hello");
+    answering.join().unwrap();
+}
+
+#[test]
+fn what_cannot_be_dialled_is_refused_beforehand() {
+    let long = format!("unix//{}", "x".repeat(120));
+    for (text, expected) in [
+        ("fd/3", "fd/3: fd addresses cannot be dialled"),
+        (
+            "http://x:80",
+            "http://x:80: http: addresses cannot be dialled",
+        ),
+        (
+            "127.0.0.1:80-81",
+            "127.0.0.1:80-81: port ranges are currently not supported",
+        ),
+        (
+            "127.0.0.1",
+            "127.0.0.1:0: nothing listens on port 0, write host:port",
+        ),
+        ("unix/", "unix/: a Unix socket needs a path"),
+        (
+            "tcp4/[::1]:80",
+            "tcp4/[::1]:80: not an address of network tcp4",
+        ),
+        (
+            "udp6/127.0.0.1:80",
+            "udp6/127.0.0.1:80: not an address of network udp6",
+        ),
+        (
+            &*long,
+            &format!("{long}: a Unix socket's path has at most 107 bytes"),
+        ),
+    ] {
+        let error: TargetError = Target::new(&text.parse().unwrap()).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[test]
+fn targets_print_as_they_are_written() {
+    for text in [
+        "127.0.0.1:80",
+        "[::1]:80",
+        "[fe80::1%eth0]:80",
+        "example.com:443",
+        "tcp6/example.com:443",
+        "udp/:53",
+        "unix//run/x.sock",
+        "unixgram/@name",
+    ] {
+        assert_eq!(target(text).to_string(), text);
+    }
+    assert!(target("udp/:53").is_datagram() && target("unixgram/@name").is_datagram());
+    assert!(!target("unix//run/x.sock").is_datagram());
+    assert_eq!(target("example.com:443").name(), Some("example.com"));
+    assert_eq!(target("[::1]:443").name(), None);
+}
