@@ -68,10 +68,10 @@ pub(crate) fn request_line(bytes: &[u8]) -> Parsed<RequestLine<'_>> {
 fn target(bytes: &[u8], connect: bool) -> Parsed<usize> {
     let mut form = match bytes.first() {
         None => return Parsed::More(1),
-        Some(b'/') => Form::Any,
-        Some(b'*') => Form::Asterisk,
         Some(b' ') => return Parsed::Not,
+        Some(b'/') => Form::Any,
         Some(_) if connect => Form::Authority,
+        Some(b'*') => Form::Asterisk,
         Some(first) if first.is_ascii_alphabetic() => Form::Scheme,
         Some(_) => return Parsed::Not,
     };
@@ -197,10 +197,26 @@ fn unfold(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A method, RFC 9110 section 5.6.2.
+/// Whether the octet may stand in a method or field name, RFC 9110 section 5.6.2.
 pub(crate) fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    TOKEN[usize::from(byte)]
 }
+
+const TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let marks = b"!#$%&'*+-.^_`|~";
+    let mut at = 0;
+    while at < marks.len() {
+        table[marks[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
 
 /// The longest registered one has 17 octets.
 const MAX_METHOD: usize = 32;

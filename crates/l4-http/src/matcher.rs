@@ -7,7 +7,7 @@ use l4_core::{Cost, Keys, Matcher, MatcherModule, Parsed, Provision, Rejected, V
 use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 
 use crate::HttpHead;
-use crate::request_match::{Request, RequestMatchers, RequestSets};
+use crate::request_match::{Request, RequestSets};
 
 /// Matches connections that begin with an HTTP request that one of the sets holds for; without sets any request.
 pub struct MatchHttp {
@@ -81,15 +81,7 @@ impl MatcherModule for MatchHttp {
     type Config = HttpConfig;
 
     fn provision(config: HttpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
-        let sets = cx.all(&config.0, |cx, set| match set {
-            None => Ok(Vec::new()),
-            Some(set) => {
-                let members = cx.module_map::<RequestMatchers>(set)?;
-                Ok(members.into_iter().map(|(_, member)| member).collect())
-            }
-        })?;
-        Ok(Self {
-            sets: RequestSets::new(sets),
-        })
+        let sets = RequestSets::provision(&config.0, cx)?;
+        Ok(Self { sets })
     }
 }

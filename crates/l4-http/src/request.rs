@@ -226,7 +226,7 @@ impl Builder {
         let path = uri::to_text(&uri::unescape(parts.path)?).into();
         // The authority of an absolute target stands above Host, RFC 9112 section 3.2.2.
         if let Some(authority) = parts.authority.filter(|authority| !authority.is_empty()) {
-            let authority = authority.to_vec();
+            let authority = uri::unescape(authority)?.into_owned();
             self.host = Some(self.add(&authority));
         }
         let host = self.host.unwrap_or_default();
@@ -577,6 +577,7 @@ mod tests {
     fn the_host_is_that_of_an_absolute_target_before_that_of_the_field() {
         for (head, host) in [
             ("GET http://a:1/ HTTP/1.1\r\nHost: b\r\n\r\n", "a:1"),
+            ("GET http://%C3%A4/ HTTP/1.1\r\nHost: b\r\n\r\n", "\u{e4}"),
             ("GET http:///x HTTP/1.1\r\nHost: b\r\n\r\n", "b"),
             ("GET x:y HTTP/1.1\r\nHost: b\r\n\r\n", "b"),
             ("GET / HTTP/1.1\r\nHOST:  B \r\n\r\n", "B"),
@@ -711,7 +712,7 @@ mod tests {
     }
 
     fn fields() -> impl Strategy<Value = Vec<(String, String)>> {
-        prop::collection::vec((token(), "([!-~]([ -~]{0,40}[!-~])?)?"), 0..80)
+        prop::collection::vec((token(), "([!-~]([ -~]{0,40}[!-~])?)?"), 0..25)
     }
 
     fn vector() -> impl Strategy<Value = Vec<u8>> {

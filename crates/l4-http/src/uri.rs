@@ -1,6 +1,7 @@
 //! Request targets, RFC 9112 section 3.2, and the normal forms of paths.
 
 use std::borrow::Cow;
+use std::net::Ipv6Addr;
 
 /// The parts of a request target, escaped as they were sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,16 +15,16 @@ pub(crate) struct Parts<'a> {
 
 /// Takes a target apart that has one of the four forms. `None` if the authority or an escape in the path is malformed.
 pub(crate) fn split<'a>(method: &[u8], target: &'a [u8]) -> Option<Parts<'a>> {
-    if target == b"*" {
-        return Some(Parts {
-            path: target,
-            ..Parts::default()
-        });
-    }
     if target.first() != Some(&b'/') && method == b"CONNECT" {
         let authority = is_authority(target).then_some(target)?;
         return Some(Parts {
             authority: Some(authority),
+            ..Parts::default()
+        });
+    }
+    if target == b"*" {
+        return Some(Parts {
+            path: target,
             ..Parts::default()
         });
     }
@@ -64,29 +65,48 @@ pub(crate) fn split<'a>(method: &[u8], target: &'a [u8]) -> Option<Parts<'a>> {
 
 /// `host`, `host:port`, `[v6]` or `[v6]:port`, as RFC 3986 section 3.2 writes them; the port may be empty.
 fn is_authority(text: &[u8]) -> bool {
-    let (host, port) = match text.strip_prefix(b"[") {
+    let (host_is_good, port) = match text.strip_prefix(b"[") {
         Some(literal) => {
             let Some(end) = literal.iter().position(|&b| b == b']') else {
                 return false;
             };
-            let (address, after) = literal.split_at(end);
-            let inside =
-                |&b: &u8| b.is_ascii_hexdigit() || is_name_byte(b) || b == b':' || b == b'%';
-            if address.is_empty() || !address.iter().all(inside) {
-                return false;
-            }
-            match &after[1..] {
-                [] => return true,
-                [b':', port @ ..] => (&b""[..], port),
+            let port = match &literal[end + 1..] {
+                [] => &[],
+                [b':', port @ ..] => port,
                 _ => return false,
-            }
+            };
+            (is_ipv6(&literal[..end]), port)
         }
-        None => match text.iter().position(|&b| b == b':') {
-            Some(colon) => (&text[..colon], &text[colon + 1..]),
-            None => (text, &b""[..]),
-        },
+        None => {
+            let colon = text.iter().position(|&b| b == b':');
+            let (host, port) = match colon {
+                Some(colon) => (&text[..colon], &text[colon + 1..]),
+                None => (text, &[][..]),
+            };
+            (is_name(host), port)
+        }
     };
-    host.iter().all(|&b| is_name_byte(b) || b == b'%') && port.iter().all(u8::is_ascii_digit)
+    host_is_good && port.iter().all(u8::is_ascii_digit)
+}
+
+/// An IPv6 address, perhaps with a zone behind `%25` (RFC 6874).
+fn is_ipv6(text: &[u8]) -> bool {
+    let (address, zone) = match text.iter().position(|&b| b == b'%') {
+        Some(at) => text.split_at(at),
+        None => (text, &[][..]),
+    };
+    let address = std::str::from_utf8(address)
+        .ok()
+        .and_then(|text| text.parse::<Ipv6Addr>().ok());
+    address.is_some() && (zone.is_empty() || zone.starts_with(b"%25")) && escapes_are_whole(zone)
+}
+
+/// Escapes in names are for octets that ASCII does not have: any other would be a second way to write a name.
+fn is_name(text: &[u8]) -> bool {
+    let escapes_ascii = |pair: &[u8]| matches!(pair, [b'%', b'0'..=b'7']);
+    text.iter().all(|&b| is_name_byte(b) || b == b'%')
+        && escapes_are_whole(text)
+        && !text.windows(2).any(escapes_ascii)
 }
 
 /// An octet that may stand in an authority.
@@ -280,6 +300,11 @@ mod tests {
             ("http://u:p@h@i/a", parts(Some("i"), "/a", None)),
             ("HTTPS://[::1]:8/", parts(Some("[::1]:8"), "/", None)),
             ("http://h?b", parts(Some("h"), "", Some("b"))),
+            (
+                "http://[fe80::1%25en0]/",
+                parts(Some("[fe80::1%25en0]"), "/", None),
+            ),
+            ("http://%C3%A4/", parts(Some("%C3%A4"), "/", None)),
             ("x+y-z.1:/a", parts(None, "/a", None)),
             ("mailto:a@b", parts(None, "", None)),
             ("x:", parts(None, "", None)),
@@ -296,6 +321,12 @@ mod tests {
             "http://[::1/",
             "http://[]/",
             "http://a b/",
+            "http://a%41/",
+            "http://a%c/",
+            "http://[::1%2]/",
+            "http://[zz]/",
+            "http://h:80:80/",
+            "http://h<>/",
             "http://a[b]/",
         ] {
             assert_eq!(split(b"GET", target.as_bytes()), None, "{target}");
@@ -308,6 +339,7 @@ mod tests {
 
     #[test]
     fn connect_names_an_authority() {
+        assert_eq!(split(b"CONNECT", b"*"), Some(parts(Some("*"), "", None)));
         assert_eq!(
             split(b"CONNECT", b"h:443"),
             Some(parts(Some("h:443"), "", None))

@@ -11,9 +11,10 @@ mod path;
 
 use std::borrow::Cow;
 
+use l4_core::config::ModuleMap;
 use l4_core::conn::Capture;
 use l4_core::registry::Kind;
-use l4_core::{Cost, Keys, Registry, Template, View};
+use l4_core::{Cost, Keys, Provision, Registry, Rejected, Template, View};
 
 pub use self::header::HeaderConfig;
 pub use self::host::HostConfig;
@@ -94,11 +95,21 @@ pub(crate) struct RequestSets {
 }
 
 impl RequestSets {
-    pub(crate) fn new(mut sets: Vec<Vec<Box<dyn RequestMatch>>>) -> Self {
-        for set in &mut sets {
+    /// Builds the sets; a `null` set is an empty one.
+    pub(crate) fn provision(
+        configs: &[Option<ModuleMap>],
+        cx: &mut Provision<'_>,
+    ) -> Result<Self, Rejected> {
+        let sets = cx.all(configs, |cx, config| {
+            let members = config.iter().flat_map(ModuleMap::iter);
+            let mut set = cx.all(members, |cx, (name, node)| match out_of_scope(name) {
+                Some(why) => Err(cx.reject(node, why)),
+                None => cx.module::<RequestMatchers>(name, node),
+            })?;
             set.sort_by_key(|member| member.cost());
-        }
-        Self { sets }
+            Ok(set)
+        })?;
+        Ok(Self { sets })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -137,6 +148,22 @@ impl RequestSets {
             all.keys.extend(keys.keys);
         }
         Some(all)
+    }
+}
+
+/// Why a request matcher of Caddy will never be here.
+fn out_of_scope(name: &str) -> Option<&'static str> {
+    match name {
+        "expression" => Some(
+            "http.matchers.expression is out of scope: CEL is not supported; combine the other request matchers",
+        ),
+        "file" => Some(
+            "http.matchers.file is out of scope: connections are routed by what the client sends, not by local files",
+        ),
+        "url_pattern" => Some(
+            "http.matchers.url_pattern is out of scope: URLPattern is not supported; use path, query and host",
+        ),
+        _ => None,
     }
 }
 

@@ -106,11 +106,13 @@ impl Form {
 /// Compares in escaped space where the pattern has escapes, in decoded space elsewhere: what the path has there is
 /// written out one way or the other, and the result compared as a glob.
 fn escaped_matches(pattern: &str, path: &str) -> bool {
-    let Some(mut written) = write_out(pattern.as_bytes(), path.as_bytes()) else {
+    let Some(written) = write_out(pattern.as_bytes(), path.as_bytes()) else {
         return false;
     };
-    let text = uri::to_text(&std::mem::take(&mut written)).into_owned();
-    Glob::new(&pattern.replace("%*", "*")).is_some_and(|glob| glob.matches(&uri::lower(&text)))
+    let Some(glob) = Glob::new(&pattern.replace("%*", "*")) else {
+        return false;
+    };
+    glob.matches(&uri::lower(&uri::to_text(&written)))
 }
 
 fn write_out(pattern: &[u8], path: &[u8]) -> Option<Vec<u8>> {
