@@ -186,6 +186,7 @@ pub(super) fn provision(
 #[cfg(test)]
 mod tests {
     use l4_core::{Fact as _, Parsed};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -219,6 +220,23 @@ mod tests {
                 .copied()
                 .filter(|target| matches(pattern, target));
             assert_eq!(matched.collect::<Vec<_>>(), expected, "{pattern}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_pattern_is_compared_with_any_path(
+            pattern in r"[/.a%2fF*?\[\]\\\u{e4}-]{0,14}",
+            target in r"/[/.a2fF*\u{e4}]{0,6}(%2[fF])?[/.a2fF*\u{e4}]{0,6}(%[cC]3)?",
+        ) {
+            matches(&pattern, &target);
+        }
+
+        #[test]
+        fn a_path_matches_itself_and_its_beginnings(path in "(/[a-z0-9]{1,5}){1,4}", cut in 1..8_usize) {
+            prop_assert!(matches(&path, &path));
+            prop_assert!(matches(&format!("{}*", &path[..cut.min(path.len())]), &path));
+            prop_assert!(!matches(&format!("{path}/"), &path));
         }
     }
 }
