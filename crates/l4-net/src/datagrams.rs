@@ -57,9 +57,14 @@ impl Session for Datagrams {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>> {
-        match &self.0 {
+        let mut send = || match &self.0 {
             Socket::Udp(socket) => socket.poll_send(cx, datagram).map_ok(drop),
             Socket::Unix(socket) => socket.poll_send(cx, datagram).map_ok(drop),
+        };
+        match send() {
+            // This is about a datagram sent earlier; the call reports it in place of sending this one.
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => send(),
+            sent => sent,
         }
     }
 

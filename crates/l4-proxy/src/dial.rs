@@ -161,13 +161,13 @@ mod tests {
             assert!(matches!(dial(good), Ok(Dial::Fixed(_))), "{good}");
         }
         for (bad, word) in [
-            ("10.0.0.1", "no port"),
-            ("10.0.0.1:0", "no port"),
+            ("10.0.0.1", "port 0"),
+            ("10.0.0.1:0", "port 0"),
             ("a:1-3", "port ranges are currently not supported"),
             ("a:http", "invalid start port"),
             ("tpc/a:1", "did you mean tcp"),
-            ("fd/3", "inherited"),
-            ("unix/", "no path"),
+            ("fd/3", "cannot be dialled"),
+            ("unix/", "path"),
         ] {
             let errors = dial(bad).err().unwrap();
             assert!(errors[0].message().contains(word), "{bad}: {}", errors[0]);
