@@ -65,7 +65,12 @@ pub async fn relay(
 ) -> Relayed {
     let mut relay = Relay::new(client, peers, limits);
     let (reason, error) = poll_fn(|cx| relay.poll(cx)).await;
-    Relayed { up: relay.up, down: relay.down, reason, error }
+    Relayed {
+        up: relay.up,
+        down: relay.down,
+        reason,
+        error,
+    }
 }
 
 struct Relay {
@@ -154,7 +159,8 @@ impl Relay {
             cx.waker().wake_by_ref();
         }
         let moved = before != (self.up, self.down);
-        ready!(self.poll_quiet(cx, moved)).map_or(Poll::Pending, |end| Poll::Ready(self.finish(end)))
+        ready!(self.poll_quiet(cx, moved))
+            .map_or(Poll::Pending, |end| Poll::Ready(self.finish(end)))
     }
 
     /// Client to peers.
@@ -236,7 +242,9 @@ impl Relay {
                 let received = with_scratch(|scratch| {
                     let received = peer.transport.poll_receive(cx, scratch);
                     if let Poll::Ready(Ok(Received::Data(n))) = received {
-                        stash.send(client, cx, &scratch[..n]).map_err(client_failed)?;
+                        stash
+                            .send(client, cx, &scratch[..n])
+                            .map_err(client_failed)?;
                     }
                     Ok(received)
                 })?;
@@ -253,7 +261,9 @@ impl Relay {
                     Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                         peer.read_done = true;
                     }
-                    Poll::Ready(Err(error)) if peer.transport.is_datagram() && is_transient(&error) => {
+                    Poll::Ready(Err(error))
+                        if peer.transport.is_datagram() && is_transient(&error) =>
+                    {
                         budget = budget.saturating_sub(BUDGET / 16);
                         if budget == 0 {
                             return Ok(Pace::Yielding);
@@ -282,7 +292,11 @@ impl Relay {
         // With several peers one that breaks is dropped; the client is told only when none has come to a good end.
         let broken = self.peers.iter().all(|peer| peer.failed.is_some());
         if let (true, Some(error)) = (broken, self.peers.iter_mut().find_map(|p| p.failed.take())) {
-            let reason = if is_reset(&error) { EndReason::UpstreamReset } else { EndReason::UpstreamError };
+            let reason = if is_reset(&error) {
+                EndReason::UpstreamReset
+            } else {
+                EndReason::UpstreamError
+            };
             return Err((reason, Some(error)));
         }
         if self.client.is_datagram() {
@@ -305,25 +319,38 @@ impl Relay {
     }
 
     fn flush_stash(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        self.stash.flush(&mut self.client, cx).map_err(client_failed)
+        self.stash
+            .flush(&mut self.client, cx)
+            .map_err(client_failed)
     }
 
     /// How much is read from the client at once.
     fn up_chunk(&self) -> usize {
         let into_datagrams = self.peers.iter().any(|peer| peer.transport.is_datagram());
-        if into_datagrams && !self.client.is_datagram() { STREAM_TO_DATAGRAM } else { scratch::SIZE }
+        if into_datagrams && !self.client.is_datagram() {
+            STREAM_TO_DATAGRAM
+        } else {
+            scratch::SIZE
+        }
     }
 
     fn watch(&mut self, limit: Duration, reason: EndReason) {
         let since = Instant::now();
         let sleep = Box::pin(sleep_until(since + limit));
-        self.quiet = Some(Box::new(Quiet { sleep, limit, since, reason }));
+        self.quiet = Some(Box::new(Quiet {
+            sleep,
+            limit,
+            since,
+            reason,
+        }));
     }
 
     /// Ready with an end when nothing has moved for too long. Pending otherwise, or ready without one where no limit
     /// applies.
     fn poll_quiet(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<Option<End>> {
-        let Some(quiet) = &mut self.quiet else { return Poll::Ready(None) };
+        let Some(quiet) = &mut self.quiet else {
+            return Poll::Ready(None);
+        };
         if moved {
             quiet.since = Instant::now();
         }
@@ -364,7 +391,13 @@ enum Pace {
 
 impl Peer {
     fn new(transport: Transport) -> Self {
-        Self { transport, stash: Stash::default(), write_done: false, read_done: false, failed: None }
+        Self {
+            transport,
+            stash: Stash::default(),
+            write_done: false,
+            read_done: false,
+            failed: None,
+        }
     }
 
     /// Sends a chunk of the client; what is not taken at once is stashed. Nothing is stashed when called.
@@ -426,12 +459,19 @@ impl Peer {
 }
 
 fn client_failed(error: io::Error) -> End {
-    let reason = if is_reset(&error) { EndReason::ClientReset } else { EndReason::ClientError };
+    let reason = if is_reset(&error) {
+        EndReason::ClientReset
+    } else {
+        EndReason::ClientError
+    };
     (reason, Some(error))
 }
 
 fn is_reset(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }
 
 /// What a connected datagram socket reports about single datagrams, or about a server that is away for a moment. It
@@ -443,7 +483,10 @@ fn is_transient(error: &io::Error) -> bool {
             | io::ErrorKind::HostUnreachable
             | io::ErrorKind::NetworkUnreachable
             | io::ErrorKind::OutOfMemory
-    ) || matches!(error.raw_os_error(), Some(libc::EMSGSIZE | libc::ENOBUFS | libc::EPERM))
+    ) || matches!(
+        error.raw_os_error(),
+        Some(libc::EMSGSIZE | libc::ENOBUFS | libc::EPERM)
+    )
 }
 
 fn reset_on_close(transport: &Transport) {

@@ -44,7 +44,9 @@ impl Stash {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(n)) => data = &data[n..],
                 // Datagrams may be lost; that this one was is no reason to end the session.
-                Poll::Ready(Err(error)) if to.is_datagram() && is_transient(&error) => return Ok(()),
+                Poll::Ready(Err(error)) if to.is_datagram() && is_transient(&error) => {
+                    return Ok(());
+                }
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => {
                     self.held = Some(data.into());

@@ -1,14 +1,17 @@
 use std::sync::Arc;
 
-use l4_core::conn::{Record, Session};
 use l4_core::Addr;
+use l4_core::conn::{Record, Session};
 use proptest::prelude::*;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 
-const NO_LIMITS: Limits = Limits { idle: None, half_closed: None };
+const NO_LIMITS: Limits = Limits {
+    idle: None,
+    half_closed: None,
+};
 
 /// What one end does, in order; reading goes on beside it.
 #[derive(Debug, Clone)]
@@ -18,16 +21,23 @@ enum Op {
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
-    prop::collection::vec(prop_oneof![(1usize..3000).prop_map(Op::Write), Just(Op::Yield)], 0..12)
+    prop::collection::vec(
+        prop_oneof![(1usize..3000).prop_map(Op::Write), Just(Op::Yield)],
+        0..12,
+    )
 }
 
 /// Bytes whose order and completeness show in their values.
 fn pattern(seed: u8, len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ seed).collect()
+    (0..len)
+        .map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ seed)
+        .collect()
 }
 
 fn total(ops: &[Op]) -> usize {
-    ops.iter().map(|op| if let Op::Write(n) = op { *n } else { 0 }).sum()
+    ops.iter()
+        .map(|op| if let Op::Write(n) = op { *n } else { 0 })
+        .sum()
 }
 
 /// Plays `ops`, ends its stream, and returns all it received, `read_size` bytes at a time, and whether the end stayed
@@ -69,7 +79,10 @@ where
 
 fn layer(stream: DuplexStream) -> (Transport, Arc<Record>) {
     let record = Arc::new(Record::new(Addr::UNNAMED));
-    (Transport::new(Io::Layer(Box::new(stream)), Some(record.clone())), record)
+    (
+        Transport::new(Io::Layer(Box::new(stream)), Some(record.clone())),
+        record,
+    )
 }
 
 proptest! {
@@ -126,19 +139,33 @@ proptest! {
 }
 
 /// Two real TCP connections with the relay between them; small buffers make partial writes the rule.
-async fn tcp_pair() -> (TcpStream, TcpStream, tokio::task::JoinHandle<Relayed>, Arc<Record>) {
+async fn tcp_pair() -> (
+    TcpStream,
+    TcpStream,
+    tokio::task::JoinHandle<Relayed>,
+    Arc<Record>,
+) {
     tcp_pair_with(NO_LIMITS).await
 }
 
 async fn tcp_pair_with(
     limits: Limits,
-) -> (TcpStream, TcpStream, tokio::task::JoinHandle<Relayed>, Arc<Record>) {
+) -> (
+    TcpStream,
+    TcpStream,
+    tokio::task::JoinHandle<Relayed>,
+    Arc<Record>,
+) {
     async fn connected() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let accepted = listener.accept().await.unwrap().0;
         for socket in [&dialled, &accepted] {
-            socket2::SockRef::from(socket).set_send_buffer_size(4096).unwrap();
+            socket2::SockRef::from(socket)
+                .set_send_buffer_size(4096)
+                .unwrap();
         }
         (dialled, accepted)
     }
@@ -146,7 +173,11 @@ async fn tcp_pair_with(
     let (theirs, server) = connected().await;
     let record = Arc::new(Record::new(Addr::Tcp(client.local_addr().unwrap())));
     let client_side = Transport::new(Io::Tcp(ours), Some(record.clone()));
-    let relaying = tokio::spawn(relay(client_side, [Transport::new(Io::Tcp(theirs), None)], limits));
+    let relaying = tokio::spawn(relay(
+        client_side,
+        [Transport::new(Io::Tcp(theirs), None)],
+        limits,
+    ));
     (client, server, relaying, record)
 }
 
@@ -160,7 +191,10 @@ async fn bulk_both_ways_over_small_socket_buffers_is_complete() {
     assert_eq!(server.await.unwrap().0, pattern(1, 1_000_000));
     let relayed = relaying.await.unwrap();
     assert_eq!((relayed.up, relayed.down), (1_000_000, 600_000));
-    assert_eq!((record.bytes_read(), record.bytes_written()), (1_000_000, 600_000));
+    assert_eq!(
+        (record.bytes_read(), record.bytes_written()),
+        (1_000_000, 600_000)
+    );
 }
 
 #[tokio::test]
@@ -239,7 +273,10 @@ async fn an_answer_survives_a_server_that_refuses_the_rest_of_the_upload() {
     drop(client);
     let reason = relaying.await.unwrap().reason;
     assert!(
-        matches!(reason, EndReason::Completed | EndReason::ClientReset | EndReason::UpstreamReset),
+        matches!(
+            reason,
+            EndReason::Completed | EndReason::ClientReset | EndReason::UpstreamReset
+        ),
         "{reason}"
     );
 }
@@ -264,7 +301,10 @@ async fn a_slow_reader_holds_back_a_fast_sender() {
 
 #[tokio::test]
 async fn a_client_that_lingers_after_the_end_is_let_go() {
-    let limits = Limits { half_closed: Some(Duration::from_millis(50)), ..NO_LIMITS };
+    let limits = Limits {
+        half_closed: Some(Duration::from_millis(50)),
+        ..NO_LIMITS
+    };
     let (mut client, server, relaying, _) = tcp_pair_with(limits).await;
     drop(server);
     assert_eq!(relaying.await.unwrap().reason, EndReason::HalfCloseTimeout);
@@ -273,7 +313,10 @@ async fn a_client_that_lingers_after_the_end_is_let_go() {
 
 #[tokio::test(start_paused = true)]
 async fn silence_ends_a_connection_with_an_idle_limit_and_traffic_keeps_it() {
-    let limits = Limits { idle: Some(Duration::from_secs(10)), ..NO_LIMITS };
+    let limits = Limits {
+        idle: Some(Duration::from_secs(10)),
+        ..NO_LIMITS
+    };
     let (ours, mut client) = tokio::io::duplex(64);
     let (theirs, mut server) = tokio::io::duplex(64);
     let relaying = tokio::spawn(relay(layer(ours).0, [layer(theirs).0], limits));
@@ -310,10 +353,18 @@ impl Session for Queues {
     }
 }
 
-fn queues() -> (Transport, tokio::sync::mpsc::Sender<bytes::Bytes>, tokio::sync::mpsc::Receiver<Vec<u8>>) {
+fn queues() -> (
+    Transport,
+    tokio::sync::mpsc::Sender<bytes::Bytes>,
+    tokio::sync::mpsc::Receiver<Vec<u8>>,
+) {
     let (to, incoming) = tokio::sync::mpsc::channel(16);
     let (outgoing, from) = tokio::sync::mpsc::channel(16);
-    (Transport::new(Io::Datagram(Box::new(Queues { incoming, outgoing })), None), to, from)
+    (
+        Transport::new(Io::Datagram(Box::new(Queues { incoming, outgoing })), None),
+        to,
+        from,
+    )
 }
 
 #[tokio::test]
@@ -323,8 +374,14 @@ async fn datagrams_keep_their_boundaries_and_a_lost_one_ends_nothing() {
     let relaying = tokio::spawn(relay(client, [server], NO_LIMITS));
     let large = vec![7; 65_507];
     for datagram in [&b"one"[..], b"", b"too long", &large] {
-        client_in.send(bytes::Bytes::copy_from_slice(datagram)).await.unwrap();
-        server_in.send(bytes::Bytes::copy_from_slice(datagram)).await.unwrap();
+        client_in
+            .send(bytes::Bytes::copy_from_slice(datagram))
+            .await
+            .unwrap();
+        server_in
+            .send(bytes::Bytes::copy_from_slice(datagram))
+            .await
+            .unwrap();
     }
     for out in [&mut server_out, &mut client_out] {
         assert_eq!(out.recv().await.unwrap(), b"one");
