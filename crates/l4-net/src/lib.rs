@@ -5,7 +5,8 @@
 //! What is not: configuration, routing and protocols. This crate sees addresses that were parsed and a
 //! [`Server`](l4_core::Server) that takes a connection; which bytes mean what is no concern of it.
 //!
-//! *Invariant:* this is the only crate with `unsafe` code, and there only around single system calls.
+//! *Invariant:* this is the only crate with `unsafe` code, and there only where system calls are made and descriptors
+//! change hands.
 //!
 //! Start reading at [`pool::ListenerPool`], then `accept.rs`, then [`dial::connect`].
 

@@ -1,6 +1,6 @@
 //! Opening the sockets that are listened on.
 //!
-//! Two steps. [`Endpoint::of`] finds out what an address means to the kernel: names are looked up, all ways to write "every
+//! Two steps. `Endpoint::of` finds out what an address means to the kernel: names are looked up, all ways to write "every
 //! interface" become one, paths lose their detours. Equal endpoints are the same socket. `Endpoint::open` then opens it.
 
 use std::fs::{self, File, Permissions};
@@ -335,7 +335,7 @@ fn doing(doing: &'static str) -> impl FnOnce(io::Error) -> ListenError {
 }
 
 fn open_ip(datagrams: bool, address: SocketAddr, dual: bool) -> Result<Bound, ListenError> {
-    let failed = |error| ip_error(error, address, datagrams);
+    let failed = |error| ip_error(error, address, datagrams, first_free_port());
     let kind = if datagrams { Type::DGRAM } else { Type::STREAM };
     let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), None)
         .map_err(doing("opening a socket"))?;
@@ -397,7 +397,12 @@ fn not_fatal(option: &str, address: impl std::fmt::Display, result: io::Result<(
     }
 }
 
-fn ip_error(error: io::Error, address: SocketAddr, datagrams: bool) -> ListenError {
+fn ip_error(
+    error: io::Error,
+    address: SocketAddr,
+    datagrams: bool,
+    first_free: u16,
+) -> ListenError {
     match error.raw_os_error() {
         Some(libc::EADDRINUSE) => {
             let address = if datagrams {
@@ -411,9 +416,9 @@ fn ip_error(error: io::Error, address: SocketAddr, datagrams: bool) -> ListenErr
             }
         }
         Some(libc::EADDRNOTAVAIL) => ListenError::NotAvailable { ip: address.ip() },
-        Some(libc::EACCES) if address.port() < first_free_port() => ListenError::PrivilegedPort {
-            first_free: first_free_port(),
-        },
+        Some(libc::EACCES) if address.port() < first_free => {
+            ListenError::PrivilegedPort { first_free }
+        }
         _ => ListenError::System {
             doing: "binding",
             source: error,
@@ -421,6 +426,7 @@ fn ip_error(error: io::Error, address: SocketAddr, datagrams: bool) -> ListenErr
     }
 }
 
+/// The lowest port that every user may bind. Containers often have 0.
 fn first_free_port() -> u16 {
     fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
         .ok()
@@ -745,6 +751,7 @@ mod tests {
                 io::Error::from_raw_os_error(code),
                 address.parse().unwrap(),
                 false,
+                1024,
             )
         };
         let privileged = refusal(libc::EACCES, "0.0.0.0:1");

@@ -34,16 +34,17 @@ async fn connections_go_on_under_the_server_that_took_them() {
 async fn no_connection_is_lost_over_many_reloads() {
     let (pool, _) = listening(&["127.0.0.1:0"]).await;
     let address = format!("127.0.0.1:{}", port(&pool));
+    load(&pool, &[("round 0", &[&*address])]).await;
     let connecting = address.clone();
     let clients = tokio::spawn(async move {
         let mut served = 0_u32;
         for _ in 0..2000 {
-            assert!(greeting(&connecting).await.starts_with("round "));
+            let greeting = greeting(&connecting).await;
+            assert!(greeting.starts_with("round "), "{greeting:?}");
             served += 1;
         }
         served
     });
-    load(&pool, &[("round 0", &[&*address])]).await;
     let mut rounds = 0;
     while !clients.is_finished() {
         rounds += 1;
