@@ -8,8 +8,9 @@ use std::process::Command;
 
 fn main() {
     // A dirty tree shows only in the sources, so they are watched beside the commit.
-    println!("cargo:rerun-if-changed=../../crates");
-    println!("cargo:rerun-if-changed=.");
+    for sources in [".", "../../crates"] {
+        watch(sources);
+    }
     let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
     set("CONNCEPT_RUSTC", output(&rustc, &["--version"]));
     set("CONNCEPT_COMMIT", commit());
@@ -25,10 +26,7 @@ fn commit() -> Option<String> {
     }
     for file in ["HEAD", "logs/HEAD"] {
         if let Some(path) = git(&["rev-parse", "--path-format=absolute", "--git-path", file]) {
-            // Naming a file that does not exist would run this script in every build.
-            if Path::new(&path).exists() {
-                println!("cargo:rerun-if-changed={path}");
-            }
+            watch(&path);
         }
     }
     let mut commit = git(&["rev-parse", "--short=8", "HEAD"])?;
@@ -37,6 +35,13 @@ fn commit() -> Option<String> {
     }
     let date = git(&["log", "-1", "--format=%cs"])?;
     Some(format!("{commit}, {date}"))
+}
+
+/// Runs this script again when `path` has changed. Naming one that does not exist would run it in every build.
+fn watch(path: &str) {
+    if Path::new(path).exists() {
+        println!("cargo:rerun-if-changed={path}");
+    }
 }
 
 fn git(args: &[&str]) -> Option<String> {

@@ -129,10 +129,12 @@ impl Instance {
         self.replaced.push(Arc::downgrade(&old.generation));
         while self.drains.try_join_next().is_some() {}
         let active = old.generation.active();
-        info!(
-            target: "conncept", generation = old.generation.id(), connections = active,
-            "connections of the replaced configuration go on under it"
-        );
+        if active > 0 {
+            info!(
+                target: "conncept", generation = old.generation.id(), connections = active,
+                "connections of the replaced configuration go on under it"
+            );
+        }
         if let Some(limit) = old.drain_timeout {
             self.drains.spawn(async move {
                 let left = old.generation.drained(limit).await;

@@ -91,7 +91,10 @@ pub(crate) fn start(level: LogLevel, format: LogFormat) -> io::Result<Log> {
 /// Logs panics, which end one connection, like everything else.
 pub(crate) fn log_panics() {
     std::panic::set_hook(Box::new(|info| {
-        let what = info.payload_as_str().unwrap_or("no message");
+        let payload = info.payload();
+        let what = payload.downcast_ref::<&str>().copied();
+        let what = what.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let what = what.unwrap_or("no message");
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         let backtrace = std::backtrace::Backtrace::capture();
         match backtrace.status() {

@@ -13,7 +13,12 @@ pub fn builtin(reg: &mut Registry) {
     l4_ssh::register(reg);
     #[cfg(feature = "proxy")]
     l4_proxy::register(reg);
-    for family in FAMILIES.iter().filter(|family| !family.built) {
+    leave_out(reg, FAMILIES.iter().filter(|family| !family.built));
+}
+
+/// Enters the names of modules that this build does not have.
+fn leave_out<'a>(reg: &mut Registry, families: impl Iterator<Item = &'a Family>) {
+    for family in families {
         for (namespace, name) in family.modules {
             reg.absent(namespace, name, family.feature);
         }
@@ -79,6 +84,9 @@ const FAMILIES: &[Family] = &[
 mod tests {
     use std::collections::BTreeSet;
 
+    use l4_core::App;
+    use l4_core::config::{Document, Errors};
+
     use super::*;
 
     #[test]
@@ -104,6 +112,33 @@ mod tests {
             .map(|(namespace, name)| format!("{namespace}.{name}"))
             .collect();
         assert_eq!(present, listed);
+    }
+
+    #[test]
+    fn a_module_of_another_build_is_refused_with_the_command_that_adds_it() {
+        let mut reg = Registry::new();
+        l4_std::register(&mut reg);
+        leave_out(&mut reg, FAMILIES.iter());
+        for family in FAMILIES {
+            let (namespace, name) = family.modules[0];
+            let route = match namespace {
+                MATCHERS => format!(r#"{{"match":[{{"{name}":{{}}}}]}}"#),
+                _ => format!(r#"{{"handle":[{{"handler":"{name}"}}]}}"#),
+            };
+            let text =
+                format!(r#"{{"apps":{{"layer4":{{"servers":{{"a":{{"routes":[{route}]}}}}}}}}}}"#);
+            let document = Document::parse("l4.json", text.as_bytes()).unwrap();
+            let Err(errors) = App::load(&document, &reg).app else {
+                panic!("{name} was accepted");
+            };
+            let said = Errors::from(errors).to_string();
+            let remedy = format!("cargo xtask build --with {}", family.feature);
+            assert!(
+                said.contains(&format!("unknown module: {namespace}.{name}")),
+                "{said}"
+            );
+            assert!(said.contains(&remedy), "{said}");
+        }
     }
 
     #[test]

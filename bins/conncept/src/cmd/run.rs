@@ -131,7 +131,12 @@ impl Process {
         if matches!(self.source, Source::Embedded)
             && let Some(address) = instance.first_tcp_address()
         {
+            // The other lines first, so that this one is what is left on the screen.
+            self.log.flush();
             cmd::print(&default_config::invitation(address));
+        }
+        if self.watch && !self.source.is_file() {
+            warn!(target: "conncept", "--watch has no effect: the configuration is not a file");
         }
         let mut ticks = interval(WATCH_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

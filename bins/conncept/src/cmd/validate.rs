@@ -31,10 +31,12 @@ pub(crate) fn run(args: &ValidateArgs, build: &Build) -> ExitCode {
     };
     let loaded = App::load(&document, &build.registry);
     log.flush();
-    for warning in Errors::from(loaded.warnings).as_slice() {
-        let text = warning.render();
-        let text = text.strip_prefix("error: ").unwrap_or(&text);
-        cmd::complain(&format!("warning: {text}\n"));
+    for (kind, remarks) in [("warning", loaded.warnings), ("note", loaded.notes)] {
+        for remark in Errors::from(remarks).as_slice() {
+            let text = remark.render();
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            cmd::complain(&format!("{kind}: {text}\n"));
+        }
     }
     match loaded.app {
         Ok(_) => cmd::print("Valid configuration\n"),
