@@ -446,13 +446,7 @@ fn open_unix(
     let in_file = !is_abstract(path);
     if in_file {
         remove_stale(path)?;
-        // The file gets the mode that its socket has when it is bound, less the umask: there is no moment at which
-        // somebody could connect who may not.
-        let inode = File::from(OwnedFd::from(socket));
-        inode
-            .set_permissions(Permissions::from_mode(mode & 0o777))
-            .map_err(doing("setting the mode"))?;
-        socket = Socket::from(OwnedFd::from(inode));
+        socket = with_mode(socket, mode).map_err(doing("setting the mode"))?;
     }
     socket
         .bind(&name)
@@ -491,6 +485,14 @@ fn open_unix(
             actual,
         },
     ))
+}
+
+/// Gives an unbound socket a mode. Its file gets the same when it is bound, less the umask: there is no moment at which
+/// somebody could connect who may not.
+fn with_mode(socket: Socket, mode: u32) -> io::Result<Socket> {
+    let inode = File::from(OwnedFd::from(socket));
+    inode.set_permissions(Permissions::from_mode(mode & 0o777))?;
+    Ok(OwnedFd::from(inode).into())
 }
 
 fn unix_error(error: io::Error, path: &Path) -> ListenError {
@@ -775,6 +777,18 @@ mod tests {
             unix.to_string(),
             "permission denied: this user may not create or replace /run/x"
         );
+    }
+
+    #[test]
+    fn a_socket_file_never_has_more_bits_than_it_is_to_have() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = directory.path().join("s");
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        let socket = with_mode(socket, 0o200).unwrap();
+        socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        // Before anything is done to the file.
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777 & !0o200, 0);
     }
 
     #[tokio::test]

@@ -15,14 +15,35 @@ use tokio::net::{TcpStream, UdpSocket, UnixStream};
 
 use support::{app, greeting, line, listening, load, messages, port, refusal, soon};
 
+/// A TCP address that nobody uses.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+/// The kernel's numbers of the sockets that listen on `address`, which is of IPv4.
+fn sockets_at(address: &str) -> Vec<String> {
+    let port: u16 = address.rsplit(':').next().unwrap().parse().unwrap();
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let listening = table.lines().filter_map(|line| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        let ours = columns[1].ends_with(&format!(":{port:04X}")) && columns[3] == "0A";
+        ours.then(|| columns[9].to_owned())
+    });
+    listening.collect()
+}
+
 #[tokio::test]
 async fn connections_go_on_under_the_server_that_took_them() {
-    let (pool, _) = listening(&["127.0.0.1:0"]).await;
-    let address = format!("127.0.0.1:{}", port(&pool));
+    let address = free_address();
+    let (pool, _) = listening(&[&address]).await;
+    let before = sockets_at(&address);
     let mut old = TcpStream::connect(&address).await.unwrap();
     assert!(line(&mut old).await.starts_with("one "));
-    load(&pool, &[("two", &[&*address, "127.0.0.1:0"])]).await;
+    load(&pool, &[("two", &["127.0.0.1:0", &*address])]).await;
     // A server of another name, listed elsewhere: the socket is the same.
+    assert_eq!(before.len(), 1);
+    assert_eq!(sockets_at(&address), before);
     assert!(greeting(&address).await.starts_with("two "));
     old.write_all(b"still here").await.unwrap();
     let mut echo = [0; 10];
@@ -32,8 +53,8 @@ async fn connections_go_on_under_the_server_that_took_them() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_connection_is_lost_over_many_reloads() {
-    let (pool, _) = listening(&["127.0.0.1:0"]).await;
-    let address = format!("127.0.0.1:{}", port(&pool));
+    let address = free_address();
+    let (pool, _) = listening(&[&address]).await;
     load(&pool, &[("round 0", &[&*address])]).await;
     let connecting = address.clone();
     let clients = tokio::spawn(async move {
@@ -140,8 +161,8 @@ async fn dropping_the_pool_closes_everything() {
 async fn a_load_that_fails_changes_nothing_and_tells_everything() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("s");
-    let (pool, before) = listening(&["127.0.0.1:0", "udp/127.0.0.1:0"]).await;
-    let kept = format!("127.0.0.1:{}", port(&pool));
+    let kept = free_address();
+    let (pool, before) = listening(&[&kept, "udp/127.0.0.1:0"]).await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let unix = format!("unix/{}", path.display());
