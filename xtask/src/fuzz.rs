@@ -23,7 +23,15 @@ pub(crate) fn run_target(target: &str, seconds: u64) -> Result<()> {
         .current_dir(root())
         // The variable of this process names the stable cargo.
         .env_remove("CARGO")
-        .args(["+nightly", "fuzz", "run", "--features", "libfuzzer", target, "--"])
+        .args([
+            "+nightly",
+            "fuzz",
+            "run",
+            "--features",
+            "libfuzzer",
+            target,
+            "--",
+        ])
         .arg(format!("-max_total_time={seconds}"));
     shell::run(&mut command)
 }

@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     shell::run(shell::cargo().args(["build", "--release", "--package", "conncept"]))?;
     let binary = shell::target_directory()?.join("release/conncept");
-    proxy::prepare()?;
+    let descriptors = proxy::prepare()?;
     let mut report = Report::new();
     for name in scenario::NAMES {
         if args.scenario.is_empty() || args.scenario.iter().any(|wanted| wanted == name) {
@@ -57,6 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 &binary,
                 args.baseline.as_deref(),
                 args.rounds,
+                descriptors,
                 &mut report,
             )?;
         }

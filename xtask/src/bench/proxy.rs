@@ -14,12 +14,26 @@ use anyhow::{Context as _, Result, bail};
 const PROXY_CPU: &str = "0";
 const LOAD_CPU: &str = "1";
 
-/// Moves this process, the load, to its processor, and lets it and the proxies open enough descriptors.
-pub(super) fn prepare() -> Result<()> {
-    let pid = std::process::id().to_string();
+/// Moves this process, the load, to its processor, and lets it and the proxies open as many descriptors as they may.
+/// Returns how many that is.
+pub(super) fn prepare() -> Result<usize> {
+    let limits = fs::read_to_string("/proc/self/limits")?;
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .context("limits")?;
+    let hard: usize = files
+        .split_whitespace()
+        .nth(4)
+        .and_then(|word| word.parse().ok())
+        .unwrap_or(1024);
+    let (pid, nofile) = (
+        std::process::id().to_string(),
+        format!("--nofile={hard}:{hard}"),
+    );
     for command in [
         ["taskset", "-acp", LOAD_CPU, &pid],
-        ["prlimit", "--nofile=65536", "--pid", &pid],
+        ["prlimit", &nofile, "--pid", &pid],
     ] {
         let done = Command::new(command[0])
             .args(&command[1..])
@@ -29,12 +43,12 @@ pub(super) fn prepare() -> Result<()> {
             done.with_context(|| format!("cannot run {}; install util-linux", command[0]))?;
         if !done.success() {
             bail!(
-                "{} failed: two processors and 65536 descriptors are needed",
+                "{} failed: the load needs a processor of its own",
                 command.join(" ")
             );
         }
     }
-    Ok(())
+    Ok(hard)
 }
 
 /// A running proxy; ends with this value.
@@ -78,7 +92,7 @@ impl Program {
                 r#"{{"apps":{{"layer4":{{"servers":{{"bench":{{"listen":["{address}"],"routes":{routes}}}}}}}}}}}"#
             ),
             Self::Haproxy { .. } => format!(
-                "global\n  nbthread 1\n  maxconn 30000\n\
+                "global\n  nbthread 1\n\
                  defaults\n  mode tcp\n  timeout connect 10s\n  timeout client 300s\n  timeout server 300s\n\
                  listen bench\n  bind {address}\n  server backend {backend}\n"
             ),

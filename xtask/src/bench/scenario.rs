@@ -18,6 +18,7 @@ pub(super) fn run(
     binary: &Path,
     baseline: Option<&Path>,
     rounds: usize,
+    descriptors: usize,
     report: &mut Report,
 ) -> Result<()> {
     let mut programs = vec![
@@ -44,7 +45,7 @@ pub(super) fn run(
     report.add(match name {
         "short" => short(&programs, rounds)?,
         "syscalls" => syscalls(&programs)?,
-        "idle" => idle(&programs)?,
+        "idle" => idle(&programs, descriptors)?,
         _ => sni(binary, rounds)?,
     });
     Ok(())
@@ -56,7 +57,7 @@ const CONNECTIONS: usize = 4000;
 /// Connections open at a time in those.
 const AT_A_TIME: usize = 8;
 
-/// Connections of `idle`.
+/// Connections of `idle`, where the system allows two descriptors for each.
 const IDLE: usize = 10_000;
 
 /// Connect, 64 bytes there and back, close: processor time of the proxy for each.
@@ -149,23 +150,24 @@ fn traced(proxy: &Proxy, work: impl FnOnce() -> Result<()>) -> Result<Vec<(Strin
 }
 
 /// Resident memory for each of many open connections, each used once.
-fn idle(programs: &[Program]) -> Result<Table> {
+fn idle(programs: &[Program], descriptors: usize) -> Result<Table> {
+    let count = IDLE.min((descriptors / 2).saturating_sub(400));
     let mut rows = rows(programs);
     for (program, row) in programs.iter().zip(&mut rows) {
         let backend = Backend::keeping()?;
         let proxy = program.start(&proxy_everything(&backend), backend.address)?;
-        let mut open = Vec::with_capacity(IDLE);
+        let mut open = Vec::with_capacity(count);
         for _ in 0..100 {
             open.push(ask(proxy.address, &QUESTION)?);
         }
         pause(Duration::from_millis(500));
         let before = proxy.rss()?;
-        for _ in 0..IDLE {
+        for _ in 0..count {
             open.push(ask(proxy.address, &QUESTION)?);
         }
         pause(Duration::from_millis(500));
         row.figures
-            .push(proxy.rss()?.saturating_sub(before) as f64 / IDLE as f64 / 1024.0);
+            .push(proxy.rss()?.saturating_sub(before) as f64 / count as f64 / 1024.0);
     }
     Ok(Table {
         title: "Idle proxied connection".to_owned(),
