@@ -18,9 +18,10 @@ use super::stats::{DropReason, Stats};
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Sessions. Datagrams of further peers are dropped until one ends. Source addresses can be forged, so this is what
-    /// bounds the memory that a flood of them costs. Default 65 536.
+    /// bounds the memory that a flood of them costs: about 1.6 KiB for a session that waits. Default 65 536.
     pub sessions: usize,
-    /// Datagrams waiting in one session. Default 256.
+    /// Datagrams waiting in one session. One receive buffer can bring 64 merged ones of one peer, and one batch several
+    /// such buffers. Default 256.
     pub queue: usize,
     /// Bytes in datagrams that one session may hold, waiting or taken. Default 1 MiB.
     pub session_bytes: usize,
@@ -39,7 +40,8 @@ impl Default for Limits {
     }
 }
 
-/// The sessions of one socket, by peer. Hashed with a secret key, because peers choose their addresses.
+/// The sessions of one socket, by peer. Hashed with a secret key, because peers choose their addresses. Dropping it ends
+/// them all.
 pub(super) struct Table<K> {
     limits: Limits,
     lanes: HashMap<K, Arc<Lane<K>>>,
@@ -180,17 +182,6 @@ impl<K: Clone + Eq + Hash> Table<K> {
         self.draining = draining;
     }
 
-    /// Ends every session. What is queued can still be taken.
-    pub(super) fn stop(&mut self) {
-        self.draining = true;
-        self.due.clear();
-        for (_, lane) in self.lanes.drain() {
-            if let Some(waker) = lane.end() {
-                waker.wake();
-            }
-        }
-    }
-
     pub(super) fn len(&self) -> usize {
         self.lanes.len()
     }
@@ -265,6 +256,7 @@ impl<K: Clone + Eq + Hash> Table<K> {
     }
 }
 
+/// Ends every session. What is queued can still be taken.
 impl<K> Drop for Table<K> {
     fn drop(&mut self) {
         for lane in self.lanes.values() {

@@ -169,7 +169,7 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
                 }
             }
         }
-        self.table.stop();
+        // Dropping the table ends the sessions.
     }
 
     /// Reads one batch and hands it out. Says whether there may be more.
@@ -365,16 +365,9 @@ impl Udp {
         })
     }
 
-    /// The address that a datagram was sent to.
-    fn written_to(&self, meta: &RecvMeta) -> SocketAddr {
-        match meta.dst_ip {
-            Some(IpAddr::V6(ip)) if ip.is_unicast_link_local() => {
-                let scope = meta.interface_index.unwrap_or_default();
-                SocketAddrV6::new(ip, self.bound.port(), 0, scope).into()
-            }
-            Some(ip) if self.bound.ip().is_unspecified() => SocketAddr::new(ip, self.bound.port()),
-            _ => self.bound,
-        }
+    #[cfg(test)]
+    pub(super) fn has_errors(&self) -> bool {
+        self.has_errors
     }
 
     fn send_from(&self, from: Option<IpAddr>, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
@@ -433,7 +426,7 @@ impl Wire for Udp {
         for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
             let peer = UdpPeer {
                 remote: meta.addr,
-                local: self.written_to(meta),
+                local: written_to(self.bound, meta),
             };
             let bytes = buffer.get(..meta.len).unwrap_or(buffer);
             each(Arrival::Datagrams {
@@ -466,6 +459,19 @@ impl Wire for Udp {
 
     fn local(&self, peer: &UdpPeer) -> Addr {
         Addr::Udp(peer.local)
+    }
+}
+
+/// The address that a datagram was sent to, on a socket bound to `bound`.
+pub(super) fn written_to(bound: SocketAddr, meta: &RecvMeta) -> SocketAddr {
+    match meta.dst_ip {
+        Some(IpAddr::V6(ip)) if bound.ip().is_unspecified() && ip.is_unicast_link_local() => {
+            // Without its interface it is nobody's address.
+            let scope = meta.interface_index.unwrap_or_default();
+            SocketAddrV6::new(ip, bound.port(), 0, scope).into()
+        }
+        Some(ip) if bound.ip().is_unspecified() => SocketAddr::new(ip, bound.port()),
+        _ => bound,
     }
 }
 

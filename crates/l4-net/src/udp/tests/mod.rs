@@ -1,6 +1,7 @@
-//! The state machine alone, by story and by simulation; then real sockets.
+//! The state machine alone, by story and by simulation; then the session, then real sockets.
 
 mod manager;
+mod session;
 mod simulation;
 mod sockets;
 

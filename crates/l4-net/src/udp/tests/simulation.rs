@@ -334,31 +334,30 @@ impl World {
         }
     }
 
-    fn stop(mut self) {
-        let waiting = |session: &&mut Session| session.open && session.idle_since.is_some();
-        self.sessions
-            .iter_mut()
-            .filter(waiting)
-            .for_each(|session| session.rings += 1);
-        self.sessions
-            .iter_mut()
-            .for_each(|session| session.open = false);
-        self.table.stop();
-        self.check();
-        for session in self.sessions.iter_mut().filter(|session| !session.closed) {
+    fn stop(self) {
+        let Self {
+            table,
+            mut sessions,
+            stats,
+            now,
+            ..
+        } = self;
+        drop(table);
+        for session in &mut sessions {
+            let woken = session.open && session.idle_since.is_some();
+            assert_eq!(session.bell.rung(), session.rings + usize::from(woken));
+            assert!(!session.lane.is_open());
+        }
+        assert_eq!((stats.active(), stats.ended()), (0, stats.opened()));
+        for session in sessions.iter_mut().filter(|session| !session.closed) {
             while let Some(expected) = session.queue.pop_front() {
-                let got = recv(&session.lane, self.now, &session.bell);
+                let got = recv(&session.lane, now, &session.bell);
                 assert_eq!(got, Poll::Ready(Some(expected.into())));
             }
-            assert_eq!(
-                recv(&session.lane, self.now, &session.bell),
-                Poll::Ready(None)
-            );
+            assert_eq!(recv(&session.lane, now, &session.bell), Poll::Ready(None));
             session.lane.close();
         }
-        self.sessions.clear();
-        self.check();
-        assert_eq!(self.stats.ended(), self.stats.opened());
+        assert_eq!(stats.ended(), stats.opened());
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use l4_core::conn::{Received, Session};
 use l4_core::{Addr, Connection, Io, Record};
 
-use super::super::socket::sockopt;
+use super::super::socket::{Udp, prepare, sockopt, written_to};
 use super::super::{DatagramListener, DropReason, Limits, NewSession, Opening, Phase, Stats};
 
 const IDLE: Duration = Duration::from_secs(20);
@@ -215,6 +215,31 @@ async fn replies_leave_from_the_address_the_client_wrote_to() {
     }
 }
 
+#[test]
+fn packet_information_names_the_address_on_wildcard_sockets_only() {
+    let written_to = |bound: &str, dst: Option<&str>| {
+        let mut meta = quinn_udp::RecvMeta::default();
+        meta.dst_ip = dst.map(|ip| ip.parse().unwrap());
+        meta.interface_index = Some(3);
+        written_to(bound.parse().unwrap(), &meta).to_string()
+    };
+    assert_eq!(written_to("0.0.0.0:53", Some("192.0.2.1")), "192.0.2.1:53");
+    assert_eq!(
+        written_to("[::]:53", Some("2001:db8::1")),
+        "[2001:db8::1]:53"
+    );
+    assert_eq!(written_to("[::]:53", Some("fe80::1")), "[fe80::1%3]:53");
+    assert_eq!(written_to("[::]:53", None), "[::]:53");
+    assert_eq!(
+        written_to("192.0.2.7:53", Some("192.0.2.1")),
+        "192.0.2.7:53"
+    );
+    assert_eq!(
+        written_to("[fe80::7%2]:53", Some("fe80::7")),
+        "[fe80::7%2]:53"
+    );
+}
+
 #[tokio::test]
 async fn a_client_has_one_session_per_address_it_writes_to() {
     let server = Running::echo(udp("0.0.0.0:0"));
@@ -269,7 +294,7 @@ async fn the_socket_fragments_and_takes_no_timestamps_as_a_plain_one() {
             UdpSocket::from(socket)
         };
         let (plain, ours) = (bound(), bound());
-        super::super::socket::prepare(&ours).unwrap();
+        prepare(&ours).unwrap();
         for (level, name) in [
             (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
             (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
@@ -394,6 +419,43 @@ async fn a_session_that_does_not_read_stalls_nobody() {
     };
     for i in 0..queue {
         assert_eq!(recv(&mut *stuck).await.unwrap(), i.to_be_bytes());
+    }
+}
+
+#[tokio::test]
+async fn a_burst_longer_than_the_queue_reaches_a_handler_that_keeps_up() {
+    let listener = udp("127.0.0.1:0").with_limits(Limits {
+        queue: 40,
+        ..Limits::default()
+    });
+    let server = Running::echo(listener);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // All of them are in the kernel's buffer before this thread comes to reading any.
+    for _ in 0..150 {
+        client.send_to(b"burst", server.addr).unwrap();
+    }
+    eventually(|| server.stats.sent() == 150).await;
+    assert_eq!(server.stats.dropped(DropReason::QueueFull), 0);
+}
+
+#[tokio::test]
+async fn a_socket_that_reports_icmp_errors_is_recognised() {
+    let is_noisy = |socket: UdpSocket| {
+        let state = prepare(&socket).unwrap();
+        Udp::new(socket, state).unwrap().has_errors()
+    };
+    assert!(!is_noisy(UdpSocket::bind("127.0.0.1:0").unwrap()));
+    assert!(!is_noisy(UdpSocket::bind("[::1]:0").unwrap()));
+    let connected = UdpSocket::bind("127.0.0.1:0").unwrap();
+    connected.connect("127.0.0.1:9").unwrap();
+    assert!(is_noisy(connected));
+    for (any, level, name) in [
+        ("127.0.0.1:0", libc::IPPROTO_IP, libc::IP_RECVERR),
+        ("[::1]:0", libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+    ] {
+        let socket = UdpSocket::bind(any).unwrap();
+        sockopt::set(&socket, level, name, 1).unwrap();
+        assert!(is_noisy(socket));
     }
 }
 
@@ -559,10 +621,9 @@ async fn many_clients_at_once_get_their_own_answers_in_order() {
         client.await.unwrap();
     }
     assert_eq!(server.stats.opened(), 50);
-    assert_eq!(
-        (server.stats.received(), server.stats.sent()),
-        (10_000, 10_000)
-    );
+    assert_eq!(server.stats.received(), 10_000);
+    // The last reply may arrive before it is counted.
+    eventually(|| server.stats.sent() == 10_000).await;
 }
 
 struct Unixgram {
