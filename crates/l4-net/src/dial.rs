@@ -17,12 +17,12 @@ use std::time::Duration;
 use l4_core::config::{Address, Family, Network};
 use l4_core::{Addr, Io};
 use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::net::{TcpSocket, TcpStream, UdpSocket, UnixDatagram, UnixStream};
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UdpSocket, UnixDatagram, UnixStream};
 use tokio::time::{sleep, timeout};
 
 use crate::datagrams::Datagrams;
 use crate::seqpacket::SeqPacket;
-use crate::sockopt;
 
 /// How long a connection attempt is alone before the next address is tried beside it (RFC 8305, section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -651,15 +651,22 @@ fn dialled_tcp(socket: TcpStream, peer: SocketAddr) -> Dialled {
 }
 
 async fn connect_tcp_to(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking(),
-        None,
-    )?;
-    sockopt::set_stream_options(&socket)?;
-    let stream = TcpSocket::from_std_stream(socket.into())
-        .connect(address)
-        .await?;
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
+    // Keep-alive comes when the connection has lasted: see `keepalive.rs`.
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
+    // The kernel says with the event whether there is an error to ask for: on success the question is spared.
+    if ready.is_error() || ready.is_write_closed() {
+        return Err(stream
+            .take_error()?
+            .unwrap_or_else(|| io::ErrorKind::ConnectionRefused.into()));
+    }
     match is_connected_to_itself(&stream, address) {
         true => Err(io::ErrorKind::ConnectionRefused.into()),
         false => Ok(stream),
@@ -825,7 +832,7 @@ mod tests {
         let (address, stream) = 'search: {
             for port in first..first + 100 {
                 let address = SocketAddr::from(([127, 0, 0, 1], port));
-                let socket = TcpSocket::new_v4().unwrap();
+                let socket = tokio::net::TcpSocket::new_v4().unwrap();
                 // A port that somebody has is no help here.
                 if socket.bind(address).is_ok()
                     && let Ok(stream) = socket.connect(address).await

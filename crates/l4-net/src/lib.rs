@@ -13,6 +13,7 @@
 mod accept;
 mod datagrams;
 pub mod dial;
+mod keepalive;
 pub mod limits;
 pub mod listener;
 mod owner;

@@ -36,10 +36,17 @@ pub fn set_reset_on_close(stream: &TcpStream) -> io::Result<()> {
 /// # Errors
 /// The first option that could not be set.
 pub(crate) fn set_stream_options(socket: &impl AsFd) -> io::Result<()> {
-    let socket = SockRef::from(socket);
-    socket.set_tcp_nodelay(true)?;
+    SockRef::from(socket).set_tcp_nodelay(true)?;
+    set_keepalive(socket)
+}
+
+/// Turns keep-alive on. Options that the kernel would apply anyway are left out.
+///
+/// # Errors
+/// The first option that could not be set.
+pub(crate) fn set_keepalive(socket: &impl AsFd) -> io::Result<()> {
     // Sets SO_KEEPALIVE as well.
-    socket.set_tcp_keepalive(&Probing::of_kernel().changes())
+    SockRef::from(socket).set_tcp_keepalive(&Probing::of_kernel().changes())
 }
 
 /// Registers a non-blocking socket with the runtime of the calling task.

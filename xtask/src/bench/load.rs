@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 impl Backend {
     /// Answers connections one after the other on each of `threads` threads, until the process ends.
     pub(super) fn answering(threads: usize) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let listener = listen()?;
         let address = listener.local_addr()?;
         for _ in 0..threads {
             let listener = listener.try_clone()?;
@@ -45,7 +45,7 @@ impl Backend {
 
     /// Answers connections and keeps them open until the process ends.
     pub(super) fn keeping() -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let listener = listen()?;
         let address = listener.local_addr()?;
         thread::spawn(move || {
             let mut kept = Vec::new();
@@ -60,6 +60,13 @@ impl Backend {
         });
         Ok(Self { address })
     }
+}
+
+/// Listens on a port below those the kernel gives to clients, as servers do.
+fn listen() -> Result<TcpListener> {
+    (20_000..30_000)
+        .find_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())
+        .context("no port between 20000 and 30000 is free")
 }
 
 /// Opens a connection, sends `question`, waits for the answer.

@@ -87,18 +87,18 @@ fn short(programs: &[Program], rounds: usize) -> Result<Table> {
 
 /// System calls of the proxy for each short connection, as `strace -c -f` counts them.
 fn syscalls(programs: &[Program]) -> Result<Table> {
-    const TRACED: usize = 400;
+    const TRACED: usize = 2000;
     let backend = Backend::answering(AT_A_TIME)?;
     let routes = proxy_everything(&backend);
     let mut rows = rows(programs);
     let mut note = format!(
-        "{TRACED} connections, one at a time, under `strace -c -f`; what the proxy called most:\n"
+        "{TRACED} connections, {AT_A_TIME} at a time, under `strace -c -f`; what the proxy called most:\n"
     );
     for (program, row) in programs.iter().zip(&mut rows) {
         let proxy = program.start(&routes, backend.address)?;
         short_connections(proxy.address, 50, 1, &QUESTION)?;
         let counts = traced(&proxy, || {
-            short_connections(proxy.address, TRACED, 1, &QUESTION)
+            short_connections(proxy.address, TRACED, AT_A_TIME, &QUESTION)
         })?;
         let total: usize = counts.iter().map(|(_, n)| n).sum();
         row.figures.push(total as f64 / TRACED as f64);

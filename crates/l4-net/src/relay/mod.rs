@@ -8,7 +8,7 @@
 //! time. The slowest peer sets the pace; one that fails is dropped while others live.
 //!
 //! This is the engine that works on anything. A second one, for two plain sockets under sustained load (`splice(2)`),
-//! has its place beside `scratch.rs` and is entered from [`Relay`], which knows both ends' [`Io`](l4_core::Io).
+//! has its place beside `scratch.rs` and is entered from `Relay`, which knows both ends' [`Io`].
 
 mod scratch;
 #[cfg(test)]
@@ -26,6 +26,7 @@ use smallvec::SmallVec;
 use tokio::io::AsyncWrite as _;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::keepalive::KeepAlive;
 use scratch::{Stash, with_scratch};
 
 /// Time limits of a relay. `None` is no limit.
@@ -91,6 +92,8 @@ struct Relay {
 }
 
 struct Peer {
+    /// Dropped before the socket it is for, which is in `transport`.
+    _keepalive: Option<KeepAlive>,
     transport: Transport,
     /// What a slow peer did not take yet.
     stash: Stash,
@@ -391,7 +394,12 @@ enum Pace {
 
 impl Peer {
     fn new(transport: Transport) -> Self {
+        let _keepalive = match transport.io() {
+            Io::Tcp(socket) => Some(KeepAlive::note(socket)),
+            _ => None,
+        };
         Self {
+            _keepalive,
             transport,
             stash: Stash::default(),
             write_done: false,

@@ -234,6 +234,23 @@ async fn a_server_that_ends_first_still_gets_what_the_client_sends() {
 }
 
 #[tokio::test]
+async fn an_upstream_connection_that_lasts_is_probed() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dialled = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let same = socket2::SockRef::from(&dialled).try_clone().unwrap();
+    let (ours, client) = tokio::io::duplex(64);
+    let upstream = Transport::new(Io::Tcp(dialled), None);
+    let relaying = tokio::spawn(relay(layer(ours).0, [upstream], NO_LIMITS));
+    while !same.keepalive().unwrap() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    drop((listener, client));
+    relaying.abort();
+}
+
+#[tokio::test]
 async fn a_client_reset_resets_the_upstream() {
     let (client, mut server, relaying, _) = tcp_pair().await;
     client.set_zero_linger().unwrap();
