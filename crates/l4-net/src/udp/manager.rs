@@ -1,7 +1,7 @@
 //! The sessions of one datagram socket: finding, opening, bounding and ending them.
 //!
-//! A state machine. Datagrams, the time and the server's answers come in as arguments; what comes out are wakers to call
-//! and one deadline to wait for. It is owned by the receive task alone; sessions reach it through their [`Lane`].
+//! A state machine. Datagrams, the time and the server's answers come in as arguments; what comes out are wakers to
+//! call and one deadline to wait for. It is owned by the receive task alone; sessions reach it through their [`Lane`].
 
 use std::cmp::Ordering;
 use std::collections::binary_heap::PeekMut;
@@ -40,8 +40,8 @@ impl Default for Limits {
     }
 }
 
-/// The sessions of one socket, by peer. Hashed with a secret key, because peers choose their addresses. Dropping it ends
-/// them all.
+/// The sessions of one socket, by peer. Hashed with a secret key, because peers choose their addresses. Dropping it
+/// ends them all.
 pub(super) struct Table<K> {
     limits: Limits,
     lanes: HashMap<K, Arc<Lane<K>>>,

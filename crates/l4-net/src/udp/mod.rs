@@ -1,8 +1,8 @@
 //! Datagram sockets: one receive task per socket, one session per peer.
 //!
-//! Three parts. [`manager`] and [`lane`] decide: which session a datagram belongs to, what is kept, what is dropped, when
-//! a session is idle. They know neither sockets nor clocks and are tested as a simulation. [`session`] is what a
-//! connection holds of its session. [`socket`] talks to the kernel.
+//! Three parts. `manager` and `lane` decide: which session a datagram belongs to, what is kept, what is dropped, when a
+//! session is idle. They know neither sockets nor clocks and are tested as a simulation. `session` is what a connection
+//! holds of its session. `socket` talks to the kernel.
 //!
 //! *Invariant:* nothing a session does or leaves undone makes the receive task wait. What a session does not take is
 //! dropped and counted, closing is an entry in a list, sending is the session's own affair.
