@@ -2,8 +2,9 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -12,6 +13,17 @@ use anyhow::{Context as _, Result, ensure};
 /// A server that answers the first bytes of each connection with [`ANSWER`] and waits for its end.
 pub(super) struct Backend {
     pub(super) address: SocketAddr,
+    /// Connections that are kept open until this value is dropped.
+    kept: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
 }
 
 const ANSWER: [u8; 64] = [b'a'; 64];
@@ -40,25 +52,32 @@ impl Backend {
                 }
             });
         }
-        Ok(Self { address })
+        Ok(Self {
+            address,
+            kept: Arc::default(),
+        })
     }
 
-    /// Answers connections and keeps them open until the process ends.
+    /// Answers connections and keeps them open.
     pub(super) fn keeping() -> Result<Self> {
         let listener = listen()?;
         let address = listener.local_addr()?;
+        let kept = Arc::<Mutex<Vec<TcpStream>>>::default();
+        let keeping = kept.clone();
         thread::spawn(move || {
-            let mut kept = Vec::new();
             let mut buffer = [0; 4096];
             for mut connection in listener.incoming().flatten() {
                 if connection.read(&mut buffer).is_ok_and(|n| n > 0)
                     && connection.write_all(&ANSWER).is_ok()
                 {
-                    kept.push(connection);
+                    keeping
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push(connection);
                 }
             }
         });
-        Ok(Self { address })
+        Ok(Self { address, kept })
     }
 }
 

@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: what a unit of work costs, beside a peer in the same run.
 //!
 //! The proxy is pinned to one processor, load and backend to another. The figure is the processor time of the proxy
-//! per unit of work, from `/proc/PID/task/*/schedstat`; rounds of all contestants are interleaved, and medians with
+//! per unit of work, from `/proc/PID/stat`; rounds of all contestants are interleaved, and medians with
 //! minimum and maximum are reported, because the machines this runs on are small and noisy.
 //!
 //! Nothing is installed: a peer that is missing is named with the command that gets it. Only loopback is ever used.
