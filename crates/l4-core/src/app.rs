@@ -127,7 +127,7 @@ impl App {
         let document = cx.document();
         let mut layer4 = None;
         if !matches!(document.value(document.root()), Value::Null) {
-            let root: RootConfig = cx.decode(document.root())?;
+            let root: RootConfig = cx.decode_sound(document.root())?;
             for (name, section) in [
                 ("admin", &root.admin),
                 ("logging", &root.logging),
@@ -162,7 +162,7 @@ impl App {
         if matches!(cx.document().value(node), Value::Null) {
             return Err(cx.reject(node, "module value cannot be null: layer4"));
         }
-        let config: Layer4Config = cx.decode(node)?;
+        let config: Layer4Config = cx.decode_sound(node)?;
         let grace_period = cx.time_limit(config.grace_period, DEFAULT_GRACE_PERIOD);
         let drain_timeout = cx.time_limit(config.drain_timeout, Duration::ZERO);
         let servers: Vec<(String, Node)> = config
@@ -191,7 +191,7 @@ fn provision_server(
     generation: &Arc<Generation>,
     cx: &mut Provision<'_>,
 ) -> Result<Vec<Listen>, Rejected> {
-    let config: ServerConfig = cx.decode(node)?;
+    let config: ServerConfig = cx.decode_sound(node)?;
     let program = Program::provision(
         &config.routes.unwrap_or_default(),
         config.matching_timeout,

@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use crate::config::suggest::closest;
-use crate::config::{At, ConfigError, Document, GoDuration, ModuleMap, Node, Value, decode};
+use crate::config::{
+    At, ConfigError, Document, GoDuration, ModuleMap, Node, Value, decode, decode_sound,
+};
 use crate::placeholder::{self, Template};
 use crate::registry::{Kind, Registry};
 
@@ -152,6 +154,15 @@ impl<'a> Provision<'a> {
     /// Every error in the value was reported.
     pub fn decode<T: DeserializeOwned>(&mut self, node: Node) -> Result<T, Rejected> {
         decode(self.document, node, None, &mut self.errors).ok_or(Rejected(()))
+    }
+
+    /// Decodes the value at `node` and goes on with what is sound in it, so that a faulty part does not hide the faults of
+    /// its siblings. The configuration is refused all the same.
+    ///
+    /// # Errors
+    /// Every error in the value was reported, and nothing can be made of the rest.
+    pub(crate) fn decode_sound<T: DeserializeOwned>(&mut self, node: Node) -> Result<T, Rejected> {
+        decode_sound(self.document, node, None, &mut self.errors).ok_or(Rejected(()))
     }
 
     /// Decodes the object at `node` without the member that names the module.

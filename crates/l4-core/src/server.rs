@@ -133,9 +133,14 @@ impl Drop for Ending {
             upstream = record.upstream().as_deref().unwrap_or("-"),
             read = record.bytes_read(),
             written = record.bytes_written(),
-            duration_ms = record.age().as_secs_f64() * 1000.0,
+            duration_ms = milliseconds(record.age()),
             reason = record.end_reason().unwrap_or(EndReason::Completed).as_str(),
             "connection"
         );
     }
+}
+
+/// To a microsecond: more digits would only be noise of the conversion.
+fn milliseconds(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1000.0
 }

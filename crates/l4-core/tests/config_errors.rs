@@ -464,10 +464,34 @@ fn all_faults_of_a_file_are_reported_at_once_in_its_order() {
         "10:84 unknown module: layer4.handlers.nope",
         "12:69 module value cannot be null: layer4.matchers.ssh",
         "13:35 unknown field \"size\"",
+        "17:29 unsupported network type: quic; the text before a slash names the network. Valid networks: tcp, tcp4, tcp6, udp, udp4, udp6, unix, unixgram, unixpacket, fd, fdgram",
         "17:58 unknown unit \" s\" in duration \"1 s\", units are ns, us, ms, s, m, h, d",
         "20:5 unknown module: http",
     ];
     assert_eq!(found, expected, "{}", Errors::from(errors(json)));
+}
+
+#[test]
+fn a_faulty_field_of_a_level_does_not_hide_the_faults_of_its_siblings() {
+    let json = r#"{
+      "adnim": {},
+      "apps": {"layer4": {"grace": "1s", "servers": {"a": {
+        "idle_timeout": "soon",
+        "listen": [":http"],
+        "routes": [{"mtach": [], "handle": [{"handler": "ehco"}]}]
+      }}}}
+    }"#;
+    let found = errors(json);
+    let found: Vec<&str> = found.iter().map(ConfigError::pointer).collect();
+    let expected = [
+        "/adnim",
+        "/apps/layer4/grace",
+        "/apps/layer4/servers/a/idle_timeout",
+        "/apps/layer4/servers/a/listen/0",
+        "/apps/layer4/servers/a/routes/0/mtach",
+        "/apps/layer4/servers/a/routes/0/handle/0/handler",
+    ];
+    assert_eq!(found, expected);
 }
 
 #[test]

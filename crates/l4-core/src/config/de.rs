@@ -37,6 +37,20 @@ pub fn decode<T: DeserializeOwned>(
     inline_key: Option<&str>,
     errors: &mut Vec<ConfigError>,
 ) -> Option<T> {
+    let before = errors.len();
+    decode_sound(document, node, inline_key, errors).filter(|_| errors.len() == before)
+}
+
+/// As [`decode`], but returns what is left once the faulty parts are taken out, if anything can be made of it.
+///
+/// For the levels of a configuration that only hold others (a server, a route), so that a fault of one part does not
+/// hide those of its siblings. Not where an absent part would be complained about: that complaint would be false.
+pub fn decode_sound<T: DeserializeOwned>(
+    document: &Document,
+    node: Node,
+    inline_key: Option<&str>,
+    errors: &mut Vec<ConfigError>,
+) -> Option<T> {
     let mut skipped = Vec::new();
     for _ in 0..MAX_ROUNDS {
         let scope = Scope {
@@ -49,7 +63,7 @@ pub fn decode<T: DeserializeOwned>(
             scope: &scope,
             node,
         }) {
-            Ok(value) => return skipped.is_empty().then_some(value),
+            Ok(value) => return Some(value),
             Err(fault) => fault.at_value(document, node),
         };
         let faulty = fault.node().unwrap_or(node);

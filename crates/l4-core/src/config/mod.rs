@@ -34,7 +34,7 @@ pub mod suggest;
 mod syntax;
 
 pub use self::address::{Address, AddressDefaults, AddressError, Family, Network, PortRange};
-pub use self::de::decode;
+pub use self::de::{decode, decode_sound};
 pub use self::document::{Document, Node, Value};
 pub use self::duration::{DurationError, GoDuration};
 pub use self::error::{ConfigError, Errors};

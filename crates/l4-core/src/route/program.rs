@@ -301,7 +301,7 @@ impl Program {
 
 impl Route {
     fn provision(i: usize, node: Node, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
-        let config: RouteConfig = cx.decode(node)?;
+        let config: RouteConfig = cx.decode_sound(node)?;
         let outer = cx.enter_route(i);
         let name = cx.route_name().into();
         let sets = Sets::provision(&config.matcher_sets.unwrap_or_default(), cx);
