@@ -171,8 +171,12 @@ impl Relay {
         let chunk = self.up_chunk();
         let mut budget = BUDGET;
         while !self.client_done {
-            let blocked = self.peers.iter_mut().any(|peer| !peer.flush_stash(cx));
-            if blocked {
+            // Every one, also behind a slow one: what it has room for must not wait for another.
+            let mut slow = false;
+            for peer in &mut self.peers {
+                slow |= !peer.flush_stash(cx);
+            }
+            if slow {
                 return Ok(Pace::Waiting);
             }
             let unwanted = self.peers.iter().all(|peer| peer.write_done);
@@ -315,10 +319,18 @@ impl Relay {
             }
         }
         self.client_shut = true;
-        if let (false, Some(limit)) = (self.client_done, self.limits.half_closed) {
+        if let (false, Some(limit)) = (self.client_done, self.limits.half_closed)
+            && self.limits.idle.is_none_or(|idle| limit < idle)
+        {
             self.watch(limit, EndReason::HalfCloseTimeout);
         }
-        Ok(Pace::Waiting)
+        // A client that was left alone because nobody took its bytes is to be read again, and does not wake the task.
+        let left_alone = !self.client_done && self.peers.iter().all(|peer| peer.write_done);
+        Ok(if left_alone {
+            Pace::Yielding
+        } else {
+            Pace::Waiting
+        })
     }
 
     fn flush_stash(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
@@ -458,6 +470,10 @@ impl Peer {
     fn fail(&mut self, error: io::Error) {
         self.stash.clear();
         self.write_done = true;
+        if self.transport.is_datagram() {
+            // No end ever comes from such a socket, and its session would be stuck with it.
+            self.read_done = true;
+        }
         // A broken pipe means that it ended its stream properly first and then refused more: Linux reports a reset
         // that comes before the end as such.
         if error.kind() != io::ErrorKind::BrokenPipe {

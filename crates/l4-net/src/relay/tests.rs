@@ -361,6 +361,9 @@ impl Session for Queues {
         if datagram == b"too long" {
             return Poll::Ready(Err(io::Error::from_raw_os_error(libc::EMSGSIZE)));
         }
+        if datagram == b"to nobody" {
+            return Poll::Ready(Err(io::Error::from_raw_os_error(libc::ENOTCONN)));
+        }
         self.outgoing.try_send(datagram.to_vec()).unwrap();
         Poll::Ready(Ok(()))
     }
@@ -407,4 +410,67 @@ async fn datagrams_keep_their_boundaries_and_a_lost_one_ends_nothing() {
     }
     drop(client_in);
     assert_eq!(relaying.await.unwrap().reason, EndReason::IdleTimeout);
+}
+
+/// A Unix datagram server that goes away leaves such a socket behind: it sends nothing any more and receives nothing.
+#[tokio::test(start_paused = true)]
+async fn a_datagram_socket_that_cannot_send_any_more_ends_its_session() {
+    let (client, client_in, _client_out) = queues();
+    let (server, _server_in, _server_out) = queues();
+    let relaying = tokio::spawn(relay(client, [server], NO_LIMITS));
+    client_in
+        .send(bytes::Bytes::from_static(b"to nobody"))
+        .await
+        .unwrap();
+    let relayed = tokio::time::timeout(Duration::from_secs(60), relaying).await;
+    assert_eq!(relayed.unwrap().unwrap().reason, EndReason::UpstreamError);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_client_is_seen_when_its_upload_was_refused_before_the_answer_was_read() {
+    let (ours, mut client) = tokio::io::duplex(64);
+    let (theirs, mut server) = tokio::io::duplex(1024);
+    server.write_all(&[7; 200]).await.unwrap();
+    drop(server);
+    let relaying = tokio::spawn(relay(layer(ours).0, [layer(theirs).0], NO_LIMITS));
+    // The client is slow to read, so the upstream's end is not seen yet when the upload runs into it.
+    tokio::task::yield_now().await;
+    client.write_all(b"upload").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, [7; 200]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop(client);
+    let relayed = tokio::time::timeout(Duration::from_secs(60), relaying).await;
+    assert_eq!(relayed.unwrap().unwrap().reason, EndReason::Completed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_limit_still_holds_when_the_upstream_has_ended() {
+    let limits = Limits {
+        idle: Some(Duration::from_secs(10)),
+        half_closed: Some(Duration::from_secs(60)),
+    };
+    let (ours, _client) = tokio::io::duplex(64);
+    let (theirs, server) = tokio::io::duplex(64);
+    drop(server);
+    let began = Instant::now();
+    let relayed = relay(layer(ours).0, [layer(theirs).0], limits).await;
+    assert_eq!(relayed.reason, EndReason::IdleTimeout);
+    assert_eq!(began.elapsed().as_secs(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_gets_what_it_has_room_for_while_another_does_not_read() {
+    let (ours, mut client) = tokio::io::duplex(1024);
+    let (first, _stalled) = tokio::io::duplex(16);
+    let (second, mut reading) = tokio::io::duplex(16);
+    let peers = [layer(first).0, layer(second).0];
+    let relaying = tokio::spawn(relay(layer(ours).0, peers, NO_LIMITS));
+    client.write_all(&[7; 100]).await.unwrap();
+    let mut all = [0; 100];
+    let read = tokio::time::timeout(Duration::from_secs(60), reading.read_exact(&mut all)).await;
+    read.unwrap().unwrap();
+    relaying.abort();
 }
