@@ -70,12 +70,18 @@ impl Drop for KeepAlive {
     }
 }
 
-/// Ends with the ticking task, however that ends: also with the runtime it ran in.
+/// Dropped with the ticking task when its runtime ends. Connections of another runtime get the option at once then:
+/// nobody else would give it to them.
 struct Ticking;
 
 impl Drop for Ticking {
     fn drop(&mut self) {
-        lock().ticking = false;
+        let mut noted = lock();
+        noted.ticking = false;
+        let new = mem::take(&mut noted.new);
+        noted.old.extend(new);
+        drop(noted);
+        while !give_to_old() {}
     }
 }
 
@@ -154,5 +160,37 @@ mod tests {
         );
         assert!(!SockRef::from(&short).keepalive().unwrap());
         drop(kept);
+    }
+
+    #[test]
+    fn noting_a_connection_while_the_runtime_goes_down_does_not_hang() {
+        struct NotesWhenDropped(TcpStream);
+
+        impl Drop for NotesWhenDropped {
+            fn drop(&mut self) {
+                drop(KeepAlive::note(&self.0));
+            }
+        }
+
+        let (done, finished) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let address = listener.local_addr().unwrap();
+                let last = NotesWhenDropped(TcpStream::connect(address).await.unwrap());
+                tokio::spawn(async move {
+                    std::future::pending::<()>().await;
+                    drop(last);
+                });
+                tokio::task::yield_now().await;
+            });
+            drop(runtime);
+            done.send(()).unwrap();
+        });
+        finished.recv_timeout(Duration::from_secs(30)).unwrap();
     }
 }
