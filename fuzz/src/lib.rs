@@ -5,10 +5,11 @@
 //! the seeds and changes them at random.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use l4_core::config::{Address, Document, GoDuration};
 use l4_core::placeholder::{Placeholders, expand_all, expand_known};
-use l4_core::{Fact, MatcherModule, Parsed, Registry, Template, Verdict};
+use l4_core::{Fact, Matcher, MatcherModule, Parsed, Registry, Template, Verdict};
 
 /// A parser under test.
 pub struct Target {
@@ -77,61 +78,76 @@ fn h2_hpack(data: &[u8]) {
 }
 
 fn ssh(data: &[u8]) {
-    matcher_is_monotone::<l4_ssh::MatchSsh>(l4_ssh::register, "{}", data);
+    static MATCHERS: LazyLock<Vec<l4_ssh::MatchSsh>> = LazyLock::new(|| made(l4_ssh::register, &["{}"]));
+    matchers_are_monotone(&MATCHERS, data);
 }
 
 fn postgres(data: &[u8]) {
-    let named = r#"{"user": {"alice": ["shop"], "*": []}, "client": ["psql"]}"#;
-    for json in ["{}", r#"{"tls": "enabled"}"#, r#"{"tls": "disabled"}"#, named] {
-        matcher_is_monotone::<l4_postgres::MatchPostgres>(l4_postgres::register, json, data);
-    }
+    static MATCHERS: LazyLock<Vec<l4_postgres::MatchPostgres>> = LazyLock::new(|| {
+        let named = r#"{"user": {"alice": ["shop"], "*": []}, "client": ["psql"]}"#;
+        made(l4_postgres::register, &["{}", r#"{"tls": "enabled"}"#, r#"{"tls": "disabled"}"#, named])
+    });
+    matchers_are_monotone(&MATCHERS, data);
 }
 
 fn proxy_protocol(data: &[u8]) {
-    matcher_is_monotone::<l4_proxy_protocol::MatchProxyProtocol>(l4_proxy_protocol::register, "{}", data);
+    static MATCHERS: LazyLock<Vec<l4_proxy_protocol::MatchProxyProtocol>> =
+        LazyLock::new(|| made(l4_proxy_protocol::register, &["{}"]));
+    matchers_are_monotone(&MATCHERS, data);
 }
 
 fn socks4(data: &[u8]) {
-    let named = r#"{"commands": ["CONNECT"], "networks": ["192.0.2.0/24", "0.0.0.0/24"], "ports": [80, 443, 8080]}"#;
-    for json in ["{}", named] {
-        matcher_is_monotone::<l4_socks::MatchSocks4>(l4_socks::register, json, data);
-    }
+    static MATCHERS: LazyLock<Vec<l4_socks::MatchSocks4>> = LazyLock::new(|| {
+        let named = r#"{"commands": ["CONNECT"], "networks": ["192.0.2.0/24", "0.0.0.0/24"], "ports": [80, 443, 8080]}"#;
+        made(l4_socks::register, &["{}", named])
+    });
+    matchers_are_monotone(&MATCHERS, data);
 }
 
 fn socks5(data: &[u8]) {
-    for json in ["{}", r#"{"auth_methods": [0, 2]}"#] {
-        matcher_is_monotone::<l4_socks::MatchSocks5>(l4_socks::register, json, data);
-    }
+    static MATCHERS: LazyLock<Vec<l4_socks::MatchSocks5>> =
+        LazyLock::new(|| made(l4_socks::register, &["{}", r#"{"auth_methods": [0, 2]}"#]));
+    matchers_are_monotone(&MATCHERS, data);
 }
 
 fn xmpp(data: &[u8]) {
-    matcher_is_monotone::<l4_xmpp::MatchXmpp>(l4_xmpp::register, "{}", data);
+    static MATCHERS: LazyLock<Vec<l4_xmpp::MatchXmpp>> = LazyLock::new(|| made(l4_xmpp::register, &["{}"]));
+    matchers_are_monotone(&MATCHERS, data);
 }
 
 fn regexp(data: &[u8]) {
-    for json in [
-        r#"{"pattern": "^SSH-|^\\x16."}"#,
-        r#"{"pattern": "(?i)^(GET|POST) [^ ]", "count": 9}"#,
-        r#"{"pattern": "\\x{FFFD}$", "count": 7}"#,
-        r#"{"pattern": "^1603.*01$", "count": 6, "hex": true}"#,
-    ] {
-        matcher_is_monotone::<l4_std::matchers::MatchRegexp>(l4_std::register, json, data);
-    }
+    static MATCHERS: LazyLock<Vec<l4_std::matchers::MatchRegexp>> = LazyLock::new(|| {
+        let configs = [
+            r#"{"pattern": "^SSH-|^\\x16."}"#,
+            r#"{"pattern": "(?i)^(GET|POST) [^ ]", "count": 9}"#,
+            r#"{"pattern": "\ufffd$", "count": 7}"#,
+            r#"{"pattern": "^1603.*01$", "count": 6, "hex": true}"#,
+        ];
+        made(l4_std::register, &configs)
+    });
+    matchers_are_monotone(&MATCHERS, data);
+}
+
+/// One matcher for each configuration.
+fn made<M: MatcherModule>(register: fn(&mut Registry), configs: &[&str]) -> Vec<M> {
+    let one = |json: &&str| l4_testkit::matcher(register, json).expect("it is its configuration");
+    configs.iter().map(one).collect()
 }
 
 /// What a matcher decides for a prefix, it must decide for the whole, and not before the bytes it asked for.
-fn matcher_is_monotone<M: MatcherModule>(register: fn(&mut Registry), json: &str, data: &[u8]) {
-    let matcher = l4_testkit::matcher::<M>(register, json).expect("it is its configuration");
-    let whole = l4_testkit::verdict(&matcher, data);
+fn matchers_are_monotone(matchers: &[impl Matcher], data: &[u8]) {
     let cut = data.first().map_or(0, |byte| data.len() * usize::from(*byte) / 256);
-    for cut in [cut, data.len() / 2, data.len().saturating_sub(1)] {
-        match l4_testkit::verdict(&matcher, &data[..cut]) {
-            Verdict::More(n) => {
-                assert!(n > 0, "asks for nothing after {cut} bytes");
-                let decided = !matches!(whole, Verdict::More(_));
-                assert!(!decided || cut + n <= data.len(), "asked for {n} after {cut}, decided before");
+    for matcher in matchers {
+        let whole = l4_testkit::verdict(matcher, data);
+        for cut in [cut, data.len() / 2, data.len().saturating_sub(1)] {
+            match l4_testkit::verdict(matcher, &data[..cut]) {
+                Verdict::More(n) => {
+                    assert!(n > 0, "asks for nothing after {cut} bytes");
+                    let decided = !matches!(whole, Verdict::More(_));
+                    assert!(!decided || cut + n <= data.len(), "asked for {n} after {cut}, decided before");
+                }
+                decided => assert_eq!(decided, whole, "{cut} of {} bytes", data.len()),
             }
-            decided => assert_eq!(decided, whole, "{cut} of {} bytes", data.len()),
         }
     }
 }
