@@ -5,10 +5,11 @@
 //! the seeds and changes them at random.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use l4_core::config::{Address, Document, GoDuration};
 use l4_core::placeholder::{Placeholders, expand_all, expand_known};
-use l4_core::{Fact, Parsed, Template};
+use l4_core::{Fact, Matcher, MatcherModule, Parsed, Registry, Template, Verdict};
 
 /// A parser under test.
 pub struct Target {
@@ -26,6 +27,12 @@ pub const TARGETS: &[Target] = &[
     Target { name: "http_head", run: http_head, seeds: &["crates/l4-http/testdata"] },
     Target { name: "h2_hpack", run: h2_hpack, seeds: &["crates/l4-http/testdata"] },
     Target { name: "ssh", run: ssh, seeds: &["fuzz/corpus/ssh"] },
+    Target { name: "postgres", run: postgres, seeds: &["crates/l4-postgres/testdata"] },
+    Target { name: "proxy_protocol", run: proxy_protocol, seeds: &["crates/l4-proxy-protocol/testdata"] },
+    Target { name: "socks4", run: socks4, seeds: &["crates/l4-socks/testdata"] },
+    Target { name: "socks5", run: socks5, seeds: &["crates/l4-socks/testdata"] },
+    Target { name: "xmpp", run: xmpp, seeds: &["crates/l4-xmpp/testdata"] },
+    Target { name: "regexp", run: regexp, seeds: &["fuzz/corpus/regexp"] },
     Target { name: "config_json", run: config_json, seeds: &["examples", "fuzz/corpus/config_json"] },
     Target { name: "address", run: address, seeds: &["fuzz/corpus/address"] },
     Target { name: "duration", run: duration, seeds: &["fuzz/corpus/duration"] },
@@ -71,10 +78,78 @@ fn h2_hpack(data: &[u8]) {
 }
 
 fn ssh(data: &[u8]) {
-    let matcher = l4_testkit::matcher::<l4_ssh::MatchSsh>(l4_ssh::register, "{}").expect("{} is its configuration");
-    let whole = l4_testkit::verdict(&matcher, data);
-    let part = l4_testkit::verdict(&matcher, &data[..data.len() / 2]);
-    assert!(matches!(part, l4_core::Verdict::More(_)) || part == whole, "{part:?} became {whole:?}");
+    static MATCHERS: LazyLock<Vec<l4_ssh::MatchSsh>> = LazyLock::new(|| made(l4_ssh::register, &["{}"]));
+    matchers_are_monotone(&MATCHERS, data);
+}
+
+fn postgres(data: &[u8]) {
+    static MATCHERS: LazyLock<Vec<l4_postgres::MatchPostgres>> = LazyLock::new(|| {
+        let named = r#"{"user": {"alice": ["shop"], "*": []}, "client": ["psql"]}"#;
+        made(l4_postgres::register, &["{}", r#"{"tls": "enabled"}"#, r#"{"tls": "disabled"}"#, named])
+    });
+    matchers_are_monotone(&MATCHERS, data);
+}
+
+fn proxy_protocol(data: &[u8]) {
+    static MATCHERS: LazyLock<Vec<l4_proxy_protocol::MatchProxyProtocol>> =
+        LazyLock::new(|| made(l4_proxy_protocol::register, &["{}"]));
+    matchers_are_monotone(&MATCHERS, data);
+}
+
+fn socks4(data: &[u8]) {
+    static MATCHERS: LazyLock<Vec<l4_socks::MatchSocks4>> = LazyLock::new(|| {
+        let named = r#"{"commands": ["CONNECT"], "networks": ["192.0.2.0/24", "0.0.0.0/24"], "ports": [80, 443, 8080]}"#;
+        made(l4_socks::register, &["{}", named])
+    });
+    matchers_are_monotone(&MATCHERS, data);
+}
+
+fn socks5(data: &[u8]) {
+    static MATCHERS: LazyLock<Vec<l4_socks::MatchSocks5>> =
+        LazyLock::new(|| made(l4_socks::register, &["{}", r#"{"auth_methods": [0, 2]}"#]));
+    matchers_are_monotone(&MATCHERS, data);
+}
+
+fn xmpp(data: &[u8]) {
+    static MATCHERS: LazyLock<Vec<l4_xmpp::MatchXmpp>> = LazyLock::new(|| made(l4_xmpp::register, &["{}"]));
+    matchers_are_monotone(&MATCHERS, data);
+}
+
+fn regexp(data: &[u8]) {
+    static MATCHERS: LazyLock<Vec<l4_std::matchers::MatchRegexp>> = LazyLock::new(|| {
+        let configs = [
+            r#"{"pattern": "^SSH-|^\\x16."}"#,
+            r#"{"pattern": "(?i)^(GET|POST) [^ ]", "count": 9}"#,
+            r#"{"pattern": "\ufffd$", "count": 7}"#,
+            r#"{"pattern": "^1603.*01$", "count": 6, "hex": true}"#,
+        ];
+        made(l4_std::register, &configs)
+    });
+    matchers_are_monotone(&MATCHERS, data);
+}
+
+/// One matcher for each configuration.
+fn made<M: MatcherModule>(register: fn(&mut Registry), configs: &[&str]) -> Vec<M> {
+    let one = |json: &&str| l4_testkit::matcher(register, json).expect("it is its configuration");
+    configs.iter().map(one).collect()
+}
+
+/// What a matcher decides for a prefix, it must decide for the whole, and not before the bytes it asked for.
+fn matchers_are_monotone(matchers: &[impl Matcher], data: &[u8]) {
+    let cut = data.first().map_or(0, |byte| data.len() * usize::from(*byte) / 256);
+    for matcher in matchers {
+        let whole = l4_testkit::verdict(matcher, data);
+        for cut in [cut, data.len() / 2, data.len().saturating_sub(1)] {
+            match l4_testkit::verdict(matcher, &data[..cut]) {
+                Verdict::More(n) => {
+                    assert!(n > 0, "asks for nothing after {cut} bytes");
+                    let decided = !matches!(whole, Verdict::More(_));
+                    assert!(!decided || cut + n <= data.len(), "asked for {n} after {cut}, decided before");
+                }
+                decided => assert_eq!(decided, whole, "{cut} of {} bytes", data.len()),
+            }
+        }
+    }
 }
 
 /// What a prefix decides, the whole must confirm.
@@ -125,11 +200,15 @@ fn config_json(data: &[u8]) {
     }
 }
 
-fn registry() -> l4_core::Registry {
-    let mut registry = l4_core::Registry::new();
+fn registry() -> Registry {
+    let mut registry = Registry::new();
     l4_tls::register(&mut registry);
     l4_http::register(&mut registry);
     l4_ssh::register(&mut registry);
+    l4_postgres::register(&mut registry);
+    l4_proxy_protocol::register(&mut registry);
+    l4_socks::register(&mut registry);
+    l4_xmpp::register(&mut registry);
     registry
 }
 

@@ -11,6 +11,16 @@ pub fn builtin(reg: &mut Registry) {
     l4_http::register(reg);
     #[cfg(feature = "ssh")]
     l4_ssh::register(reg);
+    #[cfg(feature = "postgres")]
+    l4_postgres::register(reg);
+    #[cfg(feature = "proxy_protocol")]
+    l4_proxy_protocol::register(reg);
+    #[cfg(feature = "socks4")]
+    l4_socks::register_socks4(reg);
+    #[cfg(feature = "socks5")]
+    l4_socks::register_socks5(reg);
+    #[cfg(feature = "xmpp")]
+    l4_xmpp::register(reg);
     #[cfg(feature = "proxy")]
     l4_proxy::register(reg);
     leave_out(reg, FAMILIES.iter().filter(|family| !family.built));
@@ -71,6 +81,36 @@ const FAMILIES: &[Family] = &[
         built: cfg!(feature = "ssh"),
         copyleft: false,
         modules: &[(MATCHERS, "ssh")],
+    },
+    Family {
+        feature: "postgres",
+        built: cfg!(feature = "postgres"),
+        copyleft: false,
+        modules: &[(MATCHERS, "postgres")],
+    },
+    Family {
+        feature: "proxy_protocol",
+        built: cfg!(feature = "proxy_protocol"),
+        copyleft: false,
+        modules: &[(MATCHERS, "proxy_protocol")],
+    },
+    Family {
+        feature: "socks4",
+        built: cfg!(feature = "socks4"),
+        copyleft: false,
+        modules: &[(MATCHERS, "socks4")],
+    },
+    Family {
+        feature: "socks5",
+        built: cfg!(feature = "socks5"),
+        copyleft: false,
+        modules: &[(MATCHERS, "socks5")],
+    },
+    Family {
+        feature: "xmpp",
+        built: cfg!(feature = "xmpp"),
+        copyleft: false,
+        modules: &[(MATCHERS, "xmpp")],
     },
     Family {
         feature: "proxy",

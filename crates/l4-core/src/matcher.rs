@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use crate::conn::{Addr, Capture, Inner};
 use crate::placeholder::{Scope, Template};
@@ -152,6 +153,11 @@ impl<'a> View<'a> {
     /// The effective local IP address; `None` on a Unix socket.
     pub fn local_ip(&self) -> Option<IpAddr> {
         self.inner.local().ip()
+    }
+
+    /// When the connection was accepted.
+    pub fn accepted_at(&self) -> SystemTime {
+        self.inner.record().accepted_at()
     }
 
     /// A fact about the unread bytes, parsed at most once per connection.

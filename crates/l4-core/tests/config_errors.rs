@@ -73,8 +73,8 @@ fn refused(json: &str, pointer: &str, message: &str, help: &str) {
     }
 }
 
-const MATCHERS: &str = "this build has: bug, dns, http, ip, local_ip, not, proxy_header, remote_ip, ssh, tls, vars, \
-                        vars_regexp, xmpp";
+const MATCHERS: &str = "this build has: bug, clock, dns, http, ip, local_ip, not, proxy_header, regexp, remote_ip, \
+                        ssh, tls, vars, vars_regexp, xmpp";
 const HANDLERS: &str = "this build has: close, echo, end_tls, fail, panic, respond, sleep, subroute, take, \
                         take_proxy_header, vars";
 const ADDRESS_HELP: &str =

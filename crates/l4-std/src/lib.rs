@@ -3,7 +3,8 @@
 //! Handlers: [`echo`](handlers::Echo), [`close`](handlers::Close), [`respond`](handlers::Respond),
 //! [`subroute`](handlers::Subroute), [`vars`](handlers::SetVars).
 //! Matchers: [`remote_ip`](matchers::MatchRemoteIp) (also `ip`), [`local_ip`](matchers::MatchLocalIp),
-//! [`not`](matchers::MatchNot), [`vars`](matchers::MatchVars), [`vars_regexp`](matchers::MatchVarsRegexp).
+//! [`not`](matchers::MatchNot), [`vars`](matchers::MatchVars), [`vars_regexp`](matchers::MatchVarsRegexp),
+//! [`regexp`](matchers::MatchRegexp), [`clock`](matchers::MatchClock).
 //!
 //! None of them opens a socket or parses a protocol; what does lives in a crate of its own.
 
@@ -25,5 +26,7 @@ pub fn register(reg: &mut Registry) {
         .matcher::<matchers::MatchLocalIp>()
         .matcher::<matchers::MatchNot>()
         .matcher::<matchers::MatchVars>()
-        .matcher::<matchers::MatchVarsRegexp>();
+        .matcher::<matchers::MatchVarsRegexp>()
+        .matcher::<matchers::MatchRegexp>()
+        .matcher::<matchers::MatchClock>();
 }
