@@ -14,6 +14,7 @@ mod head;
 mod hpack;
 mod matcher;
 mod placeholder;
+mod query;
 mod request;
 pub mod request_match;
 mod uri;
