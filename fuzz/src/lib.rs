@@ -5,7 +5,7 @@
 //! the seeds and changes them at random.
 
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 use l4_core::config::{Address, Document, GoDuration};
 use l4_core::placeholder::{Placeholders, expand_all, expand_known};
@@ -25,6 +25,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "client_hello", run: client_hello, seeds: &["crates/l4-tls/testdata"] },
     Target { name: "http_head", run: http_head, seeds: &["crates/l4-http/testdata"] },
+    Target { name: "http_request", run: http_request, seeds: &["crates/l4-http/testdata"] },
     Target { name: "h2_hpack", run: h2_hpack, seeds: &["crates/l4-http/testdata"] },
     Target { name: "ssh", run: ssh, seeds: &["fuzz/corpus/ssh"] },
     Target { name: "postgres", run: postgres, seeds: &["crates/l4-postgres/testdata"] },
@@ -69,6 +70,35 @@ fn client_hello(data: &[u8]) {
 fn http_head(data: &[u8]) {
     prefix_monotone::<l4_http::HttpHead>(data);
 }
+
+/// Everything that can be asked of a request, so that each question and placeholder sees what the head parser lets pass.
+fn http_request(data: &[u8]) {
+    static MATCHER: OnceLock<l4_http::MatchHttp> = OnceLock::new();
+    let matcher = MATCHER.get_or_init(|| {
+        let made = l4_testkit::matcher(l4_http::register, HTTP_REQUEST);
+        made.expect("the configuration is one")
+    });
+    let whole = l4_testkit::verdict(matcher, data);
+    let part = l4_testkit::verdict(matcher, &data[..data.len() / 2]);
+    assert!(matches!(part, l4_core::Verdict::More(_)) || part == whole, "{part:?} became {whole:?}");
+}
+
+/// No set holds, so that every one is asked: `{}` of `vars_regexp` never matches, and is asked last for its cost.
+const HTTP_REQUEST: &str = r#"[
+    {"path": ["/a/*", "*.php", "/[a-z]/%2f*"], "vars_regexp": {}},
+    {"query": {"a": ["*"], "{http.request.uri.query.b}": ["*"]}, "vars_regexp": {}},
+    {"not": [{"query": {}}], "path_regexp": {"pattern": "^/(\\w+)/(.*)"}, "vars_regexp": {}},
+    {"header_regexp": {"Host": {"pattern": "(.)$"}, "Cookie": {"pattern": "a=(.*)"}}, "vars_regexp": {}},
+    {"vars": {"{http.request.uri_escaped}": ["{http.request.uri}", "{http.request.orig_uri}"],
+              "{http.request.uri.path_escaped}": ["{http.request.uri.query_escaped}{http.request.port}"]},
+     "vars_regexp": {}},
+    {"vars_regexp": {"{http.request.uri.path.file.base}": {"pattern": "^\\z."},
+                     "{http.request.uri.path.file.ext}": {"pattern": "^\\z."},
+                     "{http.request.cookie.a}": {"pattern": "^\\z."},
+                     "{http.request.header.cookie}": {"pattern": "^\\z."},
+                     "{http.request.uri.path.1}": {"pattern": "^\\z."},
+                     "{http.request.host.labels.1}": {"pattern": "^\\z."}}}
+]"#;
 
 /// Frames behind the preface, so that the fuzzer need not find it.
 fn h2_hpack(data: &[u8]) {

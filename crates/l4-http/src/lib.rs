@@ -4,8 +4,9 @@
 //! is nobody's business here. This crate serves no HTTP, changes no byte and looks at no body.
 //!
 //! [`HttpHead`] is the request, parsed once per connection by pure functions: `head` reads HTTP/1, `h2` finds the
-//! header block in HTTP/2 frames, `hpack` decodes it, `uri` takes targets apart. `matcher` has `http` itself, and
-//! [`request_match`] what it asks of a request: an open namespace, `http.matchers`.
+//! header block in HTTP/2 frames, `hpack` decodes it, `uri` takes targets apart and `query` queries. `matcher` has
+//! `http` itself, and [`request_match`] what it asks of a request: an open namespace, `http.matchers`. `placeholder` lets
+//! texts read the request.
 //!
 //! Start reading at [`HttpHead`], then `matcher`.
 
@@ -14,6 +15,7 @@ mod head;
 mod hpack;
 mod matcher;
 mod placeholder;
+mod query;
 mod request;
 pub mod request_match;
 mod uri;

@@ -119,7 +119,8 @@ fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte >= 0x80 || b"-._~!$&'()*+,;=".contains(&byte)
 }
 
-fn escapes_are_whole(text: &[u8]) -> bool {
+/// Whether each `%` has two hexadecimal digits behind it.
+pub(crate) fn escapes_are_whole(text: &[u8]) -> bool {
     let mut rest = text.iter();
     while let Some(byte) = rest.next() {
         let mut is_digit = || rest.next().is_some_and(u8::is_ascii_hexdigit);
@@ -151,7 +152,7 @@ pub(crate) fn unescape(text: &[u8]) -> Option<Cow<'_, [u8]>> {
     Some(Cow::Owned(out))
 }
 
-fn hex_digit(digit: u8) -> Option<u8> {
+pub(crate) fn hex_digit(digit: u8) -> Option<u8> {
     char::from(digit)
         .to_digit(16)
         .and_then(|value| u8::try_from(value).ok())
@@ -237,13 +238,18 @@ pub(crate) fn escaped(path: &[u8]) -> Cow<'_, str> {
         if is_plain(byte) {
             out.push(char::from(byte));
         } else {
-            out.push('%');
-            for digit in [byte >> 4, byte & 15] {
-                out.extend(char::from_digit(digit.into(), 16).map(|c| c.to_ascii_uppercase()));
-            }
+            push_escape(byte, &mut out);
         }
     }
     Cow::Owned(out)
+}
+
+/// Writes an octet as `%XX`.
+pub(crate) fn push_escape(byte: u8, out: &mut String) {
+    out.push('%');
+    for digit in [byte >> 4, byte & 15] {
+        out.extend(char::from_digit(digit.into(), 16).map(|c| c.to_ascii_uppercase()));
+    }
 }
 
 /// What the reference never escapes in a path.

@@ -3,11 +3,20 @@
 //! The namespace `http.matchers` is open: another crate can register modules of [`RequestMatchers`] and use them
 //! inside `http`.
 
+mod expression;
 mod glob;
 mod header;
+mod header_regexp;
 mod host;
+mod ip;
 mod method;
+mod not;
 mod path;
+mod path_regexp;
+mod protocol;
+mod query;
+mod tls;
+mod vars;
 
 use std::borrow::Cow;
 
@@ -16,10 +25,18 @@ use l4_core::conn::Capture;
 use l4_core::registry::Kind;
 use l4_core::{Cost, Keys, Provision, Registry, Rejected, Template, View};
 
+pub use self::expression::ExpressionConfig;
 pub use self::header::HeaderConfig;
+pub use self::header_regexp::HeaderRegexpConfig;
 pub use self::host::HostConfig;
+pub use self::ip::IpConfig;
 pub use self::method::MethodConfig;
+pub use self::not::NotConfig;
 pub use self::path::PathConfig;
+pub use self::protocol::ProtocolConfig;
+pub use self::query::QueryConfig;
+pub use self::tls::TlsConfig;
+pub use self::vars::{VarsConfig, VarsRegexpConfig};
 use crate::HttpHead;
 
 /// The namespace `http.matchers`.
@@ -74,6 +91,11 @@ impl<'r, 'v> Request<'r, 'v> {
         self.view
     }
 
+    /// Whether it came through TLS that was terminated here. No handler does that in this version.
+    pub fn is_tls(&self) -> bool {
+        false
+    }
+
     /// A template filled in for this request.
     pub fn expand<'t>(&self, template: &'t Template) -> Cow<'t, str> {
         self.view.expand(template)
@@ -82,6 +104,14 @@ impl<'r, 'v> Request<'r, 'v> {
     /// Keeps what a regular expression captured. It stays only if the whole set matches.
     pub fn capture(&mut self, capture: Capture) {
         self.captures.push(capture);
+    }
+
+    /// Asks `question` and forgets what expressions captured meanwhile.
+    pub(crate) fn without_captures(&mut self, question: impl FnOnce(&mut Self) -> bool) -> bool {
+        let captured = self.captures.len();
+        let answer = question(self);
+        self.captures.truncate(captured);
+        answer
     }
 
     pub(crate) fn into_captures(self) -> Vec<Capture> {
@@ -151,6 +181,9 @@ impl RequestSets {
     }
 }
 
+/// About members that ask for terminated TLS.
+const NO_TLS: &str = "never matches: no handler of this version terminates TLS";
+
 /// Why a request matcher of Caddy will never be here.
 fn out_of_scope(name: &str) -> Option<&'static str> {
     match name {
@@ -169,8 +202,18 @@ fn out_of_scope(name: &str) -> Option<&'static str> {
 
 pub(crate) fn register(registry: &mut Registry) {
     registry
+        .add::<RequestMatchers, _>("client_ip", ip::provision)
         .add::<RequestMatchers, _>("header", header::provision)
+        .add::<RequestMatchers, _>("header_regexp", header_regexp::provision)
         .add::<RequestMatchers, _>("host", host::provision)
         .add::<RequestMatchers, _>("method", method::provision)
-        .add::<RequestMatchers, _>("path", path::provision);
+        .add::<RequestMatchers, _>("not", not::provision)
+        .add::<RequestMatchers, _>("path", path::provision)
+        .add::<RequestMatchers, _>("path_regexp", path_regexp::provision)
+        .add::<RequestMatchers, _>("protocol", protocol::provision)
+        .add::<RequestMatchers, _>("query", query::provision)
+        .add::<RequestMatchers, _>("remote_ip", ip::provision)
+        .add::<RequestMatchers, _>("tls", tls::provision)
+        .add::<RequestMatchers, _>("vars", vars::provision)
+        .add::<RequestMatchers, _>("vars_regexp", vars::provision_regexp);
 }

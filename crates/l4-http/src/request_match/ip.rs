@@ -1,0 +1,53 @@
+//! `http.matchers.remote_ip` and `http.matchers.client_ip`
+
+use l4_core::config::{At, IpRanges};
+use l4_core::{Cost, Provision, Rejected};
+use serde::Deserialize;
+
+use super::{Request, RequestMatch};
+
+/// Configuration of `remote_ip` and `client_ip`, which are the same here: both ask for the address of the client, which
+/// is the one that a PROXY header named, if one was accepted. Header fields such as `X-Forwarded-For` are not looked at.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IpConfig {
+    /// Addresses and prefixes, such as `"10.0.0.0/8"` or `"::1"`; `"private_ranges"` stands for the private and
+    /// loopback ones. The zone of an IPv6 address is ignored. Global placeholders are filled in at load. Empty or absent
+    /// never matches, and neither does a client on a Unix socket.
+    #[serde(default)]
+    ranges: Vec<At<String>>,
+}
+
+struct MatchIp(IpRanges);
+
+impl RequestMatch for MatchIp {
+    fn matches(&self, request: &mut Request<'_, '_>) -> bool {
+        let ip = request.view().remote_ip();
+        ip.is_some_and(|ip| self.0.contains(ip))
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::Meta
+    }
+}
+
+pub(super) fn provision(
+    config: IpConfig,
+    cx: &mut Provision<'_>,
+) -> Result<Box<dyn RequestMatch>, Rejected> {
+    let texts = cx.all(&config.ranges, |cx, range| {
+        let text = cx.expand_load(range)?;
+        // One by one, so that every faulty entry is reported where it stands.
+        match IpRanges::parse([text.as_str()]) {
+            Ok(_) => Ok(text),
+            Err((_, why)) => Err(cx.reject_help(
+                range.node(),
+                why,
+                "write an address or a prefix, such as \"192.0.2.1\" or \"10.0.0.0/8\"",
+            )),
+        }
+    })?;
+    let ranges = IpRanges::parse(texts.iter().map(String::as_str))
+        .map_err(|(_, why)| cx.reject(cx.node(), why))?;
+    Ok(Box::new(MatchIp(ranges)))
+}
