@@ -350,3 +350,31 @@ fn give_up(error: AttemptError) -> Error {
     };
     Error::new(side, Phase::Dial, reason, error)
 }
+
+#[cfg(test)]
+mod tests {
+    use l4_core::Registry;
+    use l4_core::config::Document;
+    use l4_testkit::connection;
+
+    use super::*;
+
+    /// What is needed to choose and to connect, or to watch a health check, is gone or elsewhere while bytes move.
+    #[test]
+    fn a_relayed_connection_carries_little_more_than_the_relay() {
+        let document = Document::parse("test", br#"{"upstreams":[{"dial":["a:1"]}]}"#).unwrap();
+        let registry = Registry::new();
+        let mut cx = Provision::new(&document, &registry);
+        let config = cx.decode(document.root()).unwrap();
+        let proxy = Proxy::provision(config, &mut cx).unwrap();
+        let of_relay = {
+            let client = connection(1).0.into_transport();
+            size_of_val(&relay(client, Vec::new(), Limits::default()))
+        };
+        let of_handler = size_of_val(&proxy.handle(connection(1).0, Rest::new(&[])));
+        assert!(
+            of_handler <= of_relay + 256,
+            "{of_handler}, {of_relay} of it the relay"
+        );
+    }
+}
