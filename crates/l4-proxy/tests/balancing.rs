@@ -229,7 +229,7 @@ async fn a_peer_that_failed_is_avoided_until_the_failure_is_forgotten() {
     let fields = format!(
         r#""upstreams":[{{"dial":["{gone}"]}},{{"dial":["{}"]}}],
            "load_balancing":{{"selection":{{"policy":"first"}}}},
-           "health_checks":{{"passive":{{"fail_duration":"400ms","max_fails":2}}}}"#,
+           "health_checks":{{"passive":{{"fail_duration":"2s","max_fails":2}}}}"#,
         b.address
     );
     let router = proxy(&fields);
