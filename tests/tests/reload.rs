@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -56,9 +56,46 @@ fn new_connections_get_the_new_configuration_and_old_ones_keep_theirs() {
 }
 
 #[test]
+fn health_checks_begin_and_end_with_their_configuration() {
+    let (ip, backend) = (loopback(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let address = backend.local_addr().unwrap();
+    let checks = Arc::new(AtomicU64::new(0));
+    let count = checks.clone();
+    thread::spawn(move || {
+        while backend.accept().is_ok() {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let checks = || checks.load(Ordering::Relaxed);
+    let proxy = |interval: &str| {
+        config(
+            json!({"a": {"listen": [format!("{ip}:80")], "routes": [{"handle": [{
+                "handler": "proxy",
+                "upstreams": [{"dial": [address.to_string()]}],
+                "health_checks": {"active": {"interval": interval}},
+            }]}]}}),
+        )
+    };
+    let conncept = Conncept::serving(&proxy("10ms"));
+    eventually("it is checked", || checks() > 2);
+
+    let refused = proxy("10ms").to_string().replace("10ms", "-10ms");
+    assert_eq!(conncept.reload(&refused), Reload::Refused);
+    let before = checks();
+    eventually("it is still checked", || checks() > before + 2);
+
+    assert_eq!(conncept.reload(&proxy("1h").to_string()), Reload::Done);
+    // The last of the old checks may have been under way, and the new ones begin with one.
+    pause(Duration::from_millis(100));
+    let before = checks();
+    pause(Duration::from_millis(200));
+    assert_eq!(checks(), before);
+}
+
+#[test]
 fn a_refused_configuration_changes_nothing_and_says_why() {
     let ip = loopback();
-    let taken = std::net::TcpListener::bind((ip, 443)).unwrap();
+    let taken = TcpListener::bind((ip, 443)).unwrap();
     let good = config(json!({"a": both(ip, "old")}));
     let conncept = Conncept::serving(&good);
     let mut keeper = datagrams((ip, 80));
@@ -338,7 +375,7 @@ impl Tally {
 fn two_hundred_reloads_under_load_refuse_and_break_nothing() {
     const RELOADS: usize = 200;
     let ip = loopback();
-    let taken = std::net::TcpListener::bind((ip, 443)).unwrap();
+    let taken = TcpListener::bind((ip, 443)).unwrap();
     let tcp: SocketAddr = (ip, 80).into();
     let udp: SocketAddr = (ip, 53).into();
     let servers = || json!({"tcp": echo(&tcp.to_string()), "udp": echo(&format!("udp/{udp}"))});

@@ -85,7 +85,7 @@ impl Instance {
         let Some(Provisioned {
             document,
             canonical,
-            app,
+            mut app,
         }) = provisioned?
         else {
             return Ok(Outcome::Unchanged);
@@ -98,6 +98,7 @@ impl Instance {
         })?;
         let before = self.pool.addresses();
         staged.commit();
+        app.start();
         report_listeners(&before, &self.pool.addresses());
         let running = Running {
             generation: app.generation.clone(),
@@ -124,6 +125,7 @@ impl Instance {
 
     /// Lets the connections of a replaced configuration finish, within its own time limit.
     fn retire(&mut self, old: Running) {
+        old.generation.retire();
         self.replaced
             .retain(|generation| generation.strong_count() > 0);
         self.replaced.push(Arc::downgrade(&old.generation));
@@ -163,6 +165,9 @@ impl Instance {
             .as_ref()
             .map_or(Duration::ZERO, |running| running.grace_period);
         self.pool.close_all().await;
+        if let Some(running) = &self.current {
+            running.generation.retire();
+        }
         let current = self
             .current
             .iter()

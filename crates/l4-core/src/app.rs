@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::config::{
     Address, At, ConfigError, Document, Family, GoDuration, ModuleMap, Network, Node, Raw, Value,
 };
-use crate::provision::{Provision, Rejected, Report};
+use crate::provision::{Provision, Rejected, Report, Start};
 use crate::registry::Registry;
 use crate::server::DEFAULT_IDLE_TIMEOUT;
 use crate::{Generation, Program, Server};
@@ -27,6 +27,7 @@ pub struct App {
     pub drain_timeout: Option<Duration>,
     /// What all its connections belong to.
     pub generation: Arc<Generation>,
+    starts: Vec<Start>,
 }
 
 /// One address that a server listens on.
@@ -105,6 +106,14 @@ struct ServerConfig {
 }
 
 impl App {
+    /// Begins what runs beside connections, such as health checks. To be called within the runtime, once nothing can
+    /// keep this configuration from being the current one any more; a second call does nothing.
+    pub fn start(&mut self) {
+        for start in self.starts.drain(..) {
+            start(&self.generation);
+        }
+    }
+
     /// Provisions everything that `document` configures. Opens no socket and starts no task.
     pub fn load(document: &Document, registry: &Registry) -> Loaded {
         let mut cx = Provision::new(document, registry);
@@ -157,6 +166,7 @@ impl App {
                 grace_period: DEFAULT_GRACE_PERIOD,
                 drain_timeout: None,
                 generation,
+                starts: Vec::new(),
             });
         };
         if matches!(cx.document().value(node), Value::Null) {
@@ -181,6 +191,7 @@ impl App {
             grace_period: grace_period?.unwrap_or_default(),
             drain_timeout: drain_timeout?,
             generation,
+            starts: cx.take_starts(),
         })
     }
 }

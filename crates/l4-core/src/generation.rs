@@ -16,6 +16,8 @@ pub struct Generation {
     active: AtomicUsize,
     idle: Notify,
     cancel: CancellationToken,
+    /// Cancelled with `cancel` at the latest.
+    retired: CancellationToken,
     stopping: std::sync::OnceLock<EndReason>,
 }
 
@@ -23,11 +25,13 @@ impl Generation {
     /// A new generation, numbered from 1 in this process.
     pub fn new() -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        let cancel = CancellationToken::new();
         Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             active: AtomicUsize::new(0),
             idle: Notify::new(),
-            cancel: CancellationToken::new(),
+            retired: cancel.child_token(),
+            cancel,
             stopping: std::sync::OnceLock::new(),
         })
     }
@@ -42,9 +46,25 @@ impl Generation {
         self.active.load(Ordering::Acquire)
     }
 
-    /// Cancelled when its connections must end at once. Tasks that belong to the generation stop on it, too.
+    /// Cancelled when its connections must end at once.
     pub fn cancelled(&self) -> &CancellationToken {
         &self.cancel
+    }
+
+    /// Says that new connections are no longer its own: another generation took over, or the process stops.
+    ///
+    /// What runs in the [background](Self::background) ends; connections go on.
+    pub fn retire(&self) {
+        self.retired.cancel();
+    }
+
+    /// Runs a task that belongs to the configuration rather than to a connection, such as a health check, until the
+    /// generation is [retired](Self::retire) or its connections are ended. The task is then dropped where it waits.
+    pub fn background(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let retired = self.retired.clone();
+        tokio::spawn(async move {
+            retired.run_until_cancelled(task).await;
+        });
     }
 
     /// Why its connections are being ended.
@@ -108,5 +128,30 @@ mod tests {
         tokio::task::yield_now().await;
         drop(second);
         assert_eq!(waiter.await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn background_tasks_end_when_the_generation_is_retired_and_when_it_ends() {
+        let stops: [fn(&Generation); 2] = [Generation::retire, |generation| {
+            generation.end(EndReason::Drained)
+        }];
+        for stop in stops {
+            let generation = Generation::new();
+            let (alive, dropped) = tokio::sync::oneshot::channel::<()>();
+            generation.background(async move {
+                let _alive = alive;
+                std::future::pending().await
+            });
+            tokio::task::yield_now().await;
+            stop(&generation);
+            assert!(dropped.await.is_err());
+        }
+    }
+
+    #[test]
+    fn retiring_leaves_connections_alone() {
+        let generation = Generation::new();
+        generation.retire();
+        assert!(!generation.cancelled().is_cancelled());
     }
 }

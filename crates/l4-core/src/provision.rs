@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use crate::Generation;
 use crate::config::suggest::closest;
 use crate::config::{
     At, ConfigError, Document, GoDuration, ModuleMap, Node, Value, decode, decode_sound,
@@ -31,6 +32,9 @@ pub struct Report {
     pub notes: Vec<ConfigError>,
 }
 
+/// What a module begins once its configuration is the current one.
+pub(crate) type Start = Box<dyn FnOnce(&Generation) + Send + Sync>;
+
 /// What modules provision with: the document, the registry, and where errors go.
 pub struct Provision<'a> {
     document: &'a Document,
@@ -40,6 +44,7 @@ pub struct Provision<'a> {
     notes: Vec<ConfigError>,
     node: Node,
     route: String,
+    starts: Vec<Start>,
 }
 
 impl<'a> Provision<'a> {
@@ -53,6 +58,7 @@ impl<'a> Provision<'a> {
             notes: Vec::new(),
             node: document.root(),
             route: String::new(),
+            starts: Vec::new(),
         }
     }
 
@@ -115,6 +121,18 @@ impl<'a> Provision<'a> {
             Some(value) => Ok(value.positive()),
             None => Ok(Some(default).filter(|default| !default.is_zero())),
         }
+    }
+
+    /// Has `start` called once the configuration is the current one, and never if it is refused or only checked.
+    ///
+    /// Provisioning itself starts no task and opens no socket; what a module needs beside its connections it gives to
+    /// [`Generation::background`] here. The call is within the runtime and must not block.
+    pub fn on_start(&mut self, start: impl FnOnce(&Generation) + Send + Sync + 'static) {
+        self.starts.push(Box::new(start));
+    }
+
+    pub(crate) fn take_starts(&mut self) -> Vec<Start> {
+        std::mem::take(&mut self.starts)
     }
 
     /// Whether an error was reported so far.

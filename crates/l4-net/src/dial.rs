@@ -8,6 +8,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::num::NonZeroU16;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -387,6 +388,16 @@ impl Target {
             Kind::Ip { datagrams, .. } => datagrams,
             Kind::Unix { socket, .. } => socket == UnixKind::Datagram,
         }
+    }
+
+    /// The same host with another port. A Unix socket has none and is returned as it is.
+    #[must_use]
+    pub fn with_port(&self, port: NonZeroU16) -> Self {
+        let mut target = self.clone();
+        if let Kind::Ip { port: current, .. } = &mut target.0 {
+            *current = port.get();
+        }
+        target
     }
 
     /// The name that is looked up at each dial, if it is one.
@@ -801,6 +812,19 @@ mod tests {
         let four_first = interleave(addresses(&["1.1.1.1:1", "[::1]:1"]).into_iter());
         assert_eq!(four_first, addresses(&["1.1.1.1:1", "[::1]:1"]));
         assert_eq!(interleave(std::iter::empty()), []);
+    }
+
+    #[test]
+    fn another_port_leaves_the_rest_of_a_target_alone() {
+        let port = NonZeroU16::new(8080).unwrap();
+        for (text, expected) in [
+            ("udp6/[2001:db8::1]:53", "udp6/[2001:db8::1]:8080"),
+            ("a.example:443", "a.example:8080"),
+            ("unix//run/x.sock", "unix//run/x.sock"),
+        ] {
+            let target = Target::new(&text.parse().unwrap()).unwrap();
+            assert_eq!(target.with_port(port).to_string(), expected);
+        }
     }
 
     #[test]

@@ -13,6 +13,9 @@ pub struct ProxyConfig {
     /// How to choose among several upstreams, and how long to try.
     #[serde(default)]
     pub(crate) load_balancing: Option<LoadBalancingConfig>,
+    /// Keeps connections away from upstreams that do not work. Default: none.
+    #[serde(default)]
+    pub(crate) health_checks: Option<HealthChecksConfig>,
     /// How long connecting to one peer may take, name look-up included. Default `"10s"`; 0 is no limit.
     #[serde(default)]
     pub(crate) dial_timeout: Option<At<GoDuration>>,
@@ -52,9 +55,14 @@ pub struct UpstreamConfig {
     /// and merge their answers. `"first"`: try them in order until one connects.
     #[serde(default)]
     pub(crate) dial_mode: DialMode,
-    /// The most connections this upstream gets at a time. Default 0: no limit.
+    /// The most connections to each address of this upstream at a time, those of other handlers to the same address
+    /// included. Default 0: no limit.
     #[serde(default)]
     pub(crate) max_connections: Option<At<i64>>,
+    /// The share of connections it gets under the policy `weighted_round_robin`, such as `3` beside others with `1`.
+    /// Default 1; less is 1.
+    #[serde(default)]
+    pub(crate) weight: Option<At<i64>>,
 }
 
 /// What several addresses of one upstream mean.
@@ -66,4 +74,56 @@ pub enum DialMode {
     All,
     /// Try them in order until one connects.
     First,
+}
+
+/// How to find out that an upstream does not work.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthChecksConfig {
+    /// Connects to every peer again and again; `{}` does so with the defaults. Addresses with placeholders of the
+    /// connection are left out. Default: off.
+    #[serde(default)]
+    pub(crate) active: Option<ActiveConfig>,
+    /// Learns from connections that could not be made. Default: off.
+    #[serde(default)]
+    pub(crate) passive: Option<PassiveConfig>,
+}
+
+/// Checks that connect to every peer, send nothing, and close.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActiveConfig {
+    /// Another port to connect to than the one connections use, such as `8080`. Default 0: the same.
+    #[serde(default)]
+    pub(crate) port: Option<At<i64>>,
+    /// From one check of a peer to its next. The first is made at once. Default `"30s"`.
+    #[serde(default)]
+    pub(crate) interval: Option<At<GoDuration>>,
+    /// How long connecting may take. Default `"5s"`.
+    #[serde(default)]
+    pub(crate) timeout: Option<At<GoDuration>>,
+    /// How many checks in a row must fail before the peer is down. Default 1.
+    #[serde(default)]
+    pub(crate) fall: Option<At<i64>>,
+    /// How many checks in a row must succeed before it is up again. Default 1.
+    #[serde(default)]
+    pub(crate) rise: Option<At<i64>>,
+    /// Ends the connections to a peer, their clients' included, when it is found down. Default false: they go on.
+    #[serde(default)]
+    pub(crate) close_if_unhealthy: bool,
+}
+
+/// What connections that could not be made say about a peer.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PassiveConfig {
+    /// How long a failure is remembered, such as `"30s"`. Default 0: failures are not counted.
+    #[serde(default)]
+    pub(crate) fail_duration: Option<At<GoDuration>>,
+    /// How many remembered failures make a peer unavailable. Default 1. Only with `fail_duration`.
+    #[serde(default)]
+    pub(crate) max_fails: Option<At<i64>>,
+    /// `max_connections` of every upstream that does not set its own. Default 0: no limit.
+    #[serde(default)]
+    pub(crate) unhealthy_connection_count: Option<At<i64>>,
 }

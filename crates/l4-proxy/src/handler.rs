@@ -1,18 +1,23 @@
 //! The handler: choose, connect, relay.
 
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use l4_core::prelude::*;
 use l4_core::{EndReason, Error, Phase, Side, Transport};
 use l4_net::dial::{DialError, DialOptions, connect};
-use l4_net::relay::{Limits, relay};
+use l4_net::relay::{Limits, Relayed, relay};
 use thiserror::Error as ThisError;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::config::{DialMode, ProxyConfig};
-use crate::dial::{AddressRefused, Dial};
+use crate::dial::AddressRefused;
+use crate::health::{HealthChecks, active};
+use crate::peer::{Place, Reserved};
 use crate::policy::{INLINE_KEY, Random, Select, SelectionPolicies};
-use crate::upstream::{Reserved, Upstream};
+use crate::upstream::Upstream;
 
 /// The `proxy` handler.
 pub struct Proxy {
@@ -41,9 +46,15 @@ enum AttemptError {
 
 /// An upstream that was connected to.
 struct Connected {
-    peers: Vec<Transport>,
     upstream: usize,
-    reserved: Reserved,
+    peers: Peers,
+}
+
+/// The peers of an upstream that were connected to, and their places among each one's connections.
+#[derive(Default)]
+struct Peers {
+    transports: Vec<Transport>,
+    reserved: Vec<Reserved>,
 }
 
 impl HandlerModule for Proxy {
@@ -68,14 +79,21 @@ impl HandlerModule for Proxy {
                 "name at least one: \"upstreams\": [{\"dial\": [\"127.0.0.1:8080\"]}]",
             ));
         }
-        let upstreams = cx.all(upstreams, |cx, node| Upstream::provision(node, cx));
+        let checks = HealthChecks::provision(config.health_checks.unwrap_or_default(), cx);
+        let sound = checks.as_ref().ok();
+        let none = HealthChecks::default();
+        let upstreams = cx.all(upstreams, |cx, node| {
+            Upstream::provision(node, sound.unwrap_or(&none), cx)
+        });
         let try_duration = cx.time_limit(balancing.try_duration, Duration::ZERO);
         let try_interval = cx.time_limit(balancing.try_interval, DEFAULT_TRY_INTERVAL);
         let dial_timeout = cx.time_limit(config.dial_timeout, DEFAULT_DIAL_TIMEOUT);
         let idle = cx.time_limit(config.idle_timeout, Duration::ZERO);
         let half_closed = cx.time_limit(config.half_close_timeout, DEFAULT_HALF_CLOSE_TIMEOUT);
+        let (upstreams, _) = (upstreams?, checks?);
+        start_checks(&upstreams, cx);
         Ok(Self {
-            upstreams: upstreams?,
+            upstreams,
             policy: policy?,
             try_duration: try_duration?.unwrap_or_default(),
             // An interval of zero would spin.
@@ -92,15 +110,32 @@ impl HandlerModule for Proxy {
 impl AsyncHandler for Proxy {
     async fn handle(&self, conn: Connection, _: Rest<'_>) -> Result<Flow> {
         // Boxed, so that nothing of it is left while the connection is being relayed for hours.
-        let Connected {
-            peers,
-            upstream,
-            reserved,
-        } = Box::pin(self.connect(&conn)).await?;
+        let Connected { upstream, peers } = Box::pin(self.connect(&conn)).await?;
+        let Peers {
+            transports,
+            mut reserved,
+        } = peers;
         let record = conn.record().clone();
         record.set_upstream(self.upstreams[upstream].label().clone());
-        let relayed = relay(conn.into_transport(), peers, self.limits).await;
+        let down = |reserved: &mut Reserved| reserved.down.take();
+        let down: Vec<_> = reserved.iter_mut().filter_map(down).collect();
+        let relayed = if down.is_empty() {
+            drop(down);
+            Some(relay(conn.into_transport(), transports, self.limits).await)
+        } else {
+            Box::pin(relay_until(
+                down,
+                conn.into_transport(),
+                transports,
+                self.limits,
+            ))
+            .await
+        };
         drop(reserved);
+        let Some(relayed) = relayed else {
+            record.end(EndReason::UpstreamDown);
+            return Ok(Flow::Done);
+        };
         record.end(relayed.reason);
         if let Some(error) = relayed.error {
             debug!(
@@ -141,57 +176,101 @@ impl Proxy {
         conn: &Connection,
         started: Instant,
     ) -> Result<Connected, AttemptError> {
-        let chosen = self
-            .policy
-            .select(&self.upstreams, conn)
-            .ok_or(AttemptError::NoneAvailable)?;
-        let upstream = &self.upstreams[chosen];
-        let reserved = upstream.reserve().ok_or(AttemptError::NoneAvailable)?;
-        let peers = match upstream.mode {
-            DialMode::All => {
-                let mut peers = Vec::with_capacity(upstream.peers.len());
-                for peer in &upstream.peers {
-                    peers.push(self.dial(peer, conn, started).await?);
-                }
-                peers
+        // Others may take the last place between the choice and the reservation; then the choice is made anew.
+        for _ in &self.upstreams {
+            let chosen = self.policy.select(&self.upstreams, conn);
+            let Some((chosen, upstream)) = chosen.and_then(|i| Some((i, self.upstreams.get(i)?)))
+            else {
+                break;
+            };
+            let peers = match upstream.mode {
+                DialMode::All => self.connect_all(upstream, conn, started).await?,
+                DialMode::First => self.connect_first(upstream, conn, started).await?,
+            };
+            if let Some(peers) = peers {
+                return Ok(Connected {
+                    upstream: chosen,
+                    peers,
+                });
             }
-            DialMode::First => {
-                let mut last = AttemptError::NoneAvailable;
-                let mut connected = None;
-                for peer in &upstream.peers {
-                    match self.dial(peer, conn, started).await {
-                        Ok(peer) => {
-                            connected = Some(peer);
-                            break;
-                        }
-                        Err(error) => last = error,
-                    }
-                }
-                vec![connected.ok_or(last)?]
+        }
+        Err(AttemptError::NoneAvailable)
+    }
+
+    /// Connects to every peer of `upstream`; `None` if one of them is full.
+    async fn connect_all(
+        &self,
+        upstream: &Upstream,
+        conn: &Connection,
+        started: Instant,
+    ) -> Result<Option<Peers>, AttemptError> {
+        let mut places = Vec::with_capacity(upstream.peers.len());
+        for peer in &upstream.peers {
+            let Some(place) = peer.reserve(conn, upstream.limit)? else {
+                return Ok(None);
+            };
+            places.push(place);
+        }
+        let mut peers = Peers::default();
+        for place in places {
+            peers.add(self.dial(place, upstream, conn, started).await?);
+        }
+        Ok(Some(peers))
+    }
+
+    /// Connects to the first peer of `upstream` that lets it; `None` if nothing was tried, because all are down or full.
+    async fn connect_first(
+        &self,
+        upstream: &Upstream,
+        conn: &Connection,
+        started: Instant,
+    ) -> Result<Option<Peers>, AttemptError> {
+        let mut last = Ok(None);
+        for peer in &upstream.peers {
+            if !upstream.usable(peer, conn) {
+                continue;
             }
-        };
-        Ok(Connected {
-            peers,
-            upstream: chosen,
-            reserved,
-        })
+            let place = match peer.reserve(conn, upstream.limit) {
+                Ok(Some(place)) => place,
+                Ok(None) => continue,
+                Err(error) => {
+                    last = Err(error.into());
+                    continue;
+                }
+            };
+            match self.dial(place, upstream, conn, started).await {
+                Ok(connected) => {
+                    let mut peers = Peers::default();
+                    peers.add(connected);
+                    return Ok(Some(peers));
+                }
+                Err(error) => last = Err(error.into()),
+            }
+        }
+        last
     }
 
     async fn dial(
         &self,
-        peer: &Dial,
+        place: Place<'_>,
+        upstream: &Upstream,
         conn: &Connection,
         started: Instant,
-    ) -> Result<Transport, AttemptError> {
-        let target = peer.target(conn)?;
-        let dialled = connect(&target, &self.dial_options(started)).await;
+    ) -> Result<(Transport, Reserved), DialError> {
+        let dialled = connect(&place.target, &self.dial_options(started)).await;
         let error = dialled.as_ref().err();
         debug!(
             target: "layer4.handlers.proxy",
-            conn = conn.record().id(), remote = %conn.remote(), upstream = %target, error = error.map(tracing::field::display),
+            conn = conn.record().id(), remote = %conn.remote(), upstream = %place.target, error = error.map(tracing::field::display),
             "dial upstream"
         );
-        Ok(Transport::new(dialled?.io, None))
+        match dialled {
+            Ok(dialled) => Ok((Transport::new(dialled.io, None), place.connected())),
+            Err(error) => {
+                place.failed(upstream.passive);
+                Err(error)
+            }
+        }
     }
 
     /// A dial may not take longer than what is left of `try_duration`, if there is one.
@@ -209,6 +288,60 @@ impl Proxy {
     }
 }
 
+impl Peers {
+    fn add(&mut self, (transport, reserved): (Transport, Reserved)) {
+        self.transports.push(transport);
+        self.reserved.push(reserved);
+    }
+}
+
+/// Has every peer that is to be checked looked after while the configuration is the current one.
+fn start_checks(upstreams: &[Upstream], cx: &mut Provision<'_>) {
+    let checked: Vec<_> = upstreams
+        .iter()
+        .flat_map(|upstream| &upstream.peers)
+        .filter_map(|peer| peer.checked())
+        .map(|(target, health)| (target.clone(), health.clone()))
+        .collect();
+    if checked.is_empty() {
+        return;
+    }
+    cx.on_start(move |generation| {
+        for (target, health) in checked {
+            generation.background(active::check(target, health));
+        }
+    });
+}
+
+/// Relays until the end, or until one of `down` says that a peer is; then both sides are closed and there is no result.
+async fn relay_until(
+    down: Vec<CancellationToken>,
+    client: Transport,
+    peers: Vec<Transport>,
+    limits: Limits,
+) -> Option<Relayed> {
+    let mut down: Vec<_> = down
+        .into_iter()
+        .map(|token| Box::pin(token.cancelled_owned()))
+        .collect();
+    let any_down = poll_fn(|cx| {
+        if down
+            .iter_mut()
+            .any(|token| token.as_mut().poll(cx).is_ready())
+        {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    });
+    // Neither is polled again after the other has won.
+    tokio::select! {
+        biased;
+        () = any_down => None,
+        relayed = relay(client, peers, limits) => Some(relayed),
+    }
+}
+
 fn give_up(error: AttemptError) -> Error {
     let (side, reason) = match error {
         AttemptError::NoneAvailable => (Side::Upstream, EndReason::NoUpstream),
@@ -216,4 +349,32 @@ fn give_up(error: AttemptError) -> Error {
         AttemptError::Dial(_) => (Side::Upstream, EndReason::DialFailed),
     };
     Error::new(side, Phase::Dial, reason, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use l4_core::Registry;
+    use l4_core::config::Document;
+    use l4_testkit::connection;
+
+    use super::*;
+
+    /// What is needed to choose and to connect, or to watch a health check, is gone or elsewhere while bytes move.
+    #[test]
+    fn a_relayed_connection_carries_little_more_than_the_relay() {
+        let document = Document::parse("test", br#"{"upstreams":[{"dial":["a:1"]}]}"#).unwrap();
+        let registry = Registry::new();
+        let mut cx = Provision::new(&document, &registry);
+        let config = cx.decode(document.root()).unwrap();
+        let proxy = Proxy::provision(config, &mut cx).unwrap();
+        let of_relay = {
+            let client = connection(1).0.into_transport();
+            size_of_val(&relay(client, Vec::new(), Limits::default()))
+        };
+        let of_handler = size_of_val(&proxy.handle(connection(1).0, Rest::new(&[])));
+        assert!(
+            of_handler <= of_relay + 256,
+            "{of_handler}, {of_relay} of it the relay"
+        );
+    }
 }

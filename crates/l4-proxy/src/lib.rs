@@ -2,7 +2,9 @@
 //!
 //! * [`config`]: what operators write, and its checks.
 //! * [`dial`]: addresses of peers, fixed or made per connection from placeholders.
-//! * [`upstream`]: an upstream and how many connections it has.
+//! * [`upstream`]: an upstream and whether it can take a connection.
+//! * `peer`: the state of a peer, shared by everything that uses the same address.
+//! * `health`: checks that connect on their own, and failures that connections met.
 //! * [`policy`]: which upstream is next; the namespace `layer4.proxy.selection_policies` is open to other crates.
 //! * [`handler`]: the attempt loop around them.
 //!
@@ -11,6 +13,8 @@
 pub mod config;
 pub mod dial;
 pub mod handler;
+mod health;
+mod peer;
 pub mod policy;
 pub mod upstream;
 

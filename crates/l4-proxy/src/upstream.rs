@@ -1,25 +1,35 @@
-//! An upstream: its addresses, and how many connections it has.
+//! An upstream: its addresses, and whether it can take a connection.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use l4_core::prelude::*;
 
 use crate::config::{DialMode, UpstreamConfig};
 use crate::dial::Dial;
+use crate::health::passive::Passive;
+use crate::health::{HealthChecks, connection_limit};
+use crate::peer::Peer;
 
 /// The unit of selection: one or more peers that are connected to together or in turn.
 pub struct Upstream {
-    pub(crate) peers: Vec<Dial>,
+    pub(crate) peers: Vec<Peer>,
     pub(crate) mode: DialMode,
+    pub(crate) passive: Option<Passive>,
+    /// Of each peer.
+    pub(crate) limit: Option<usize>,
     /// The addresses as written, joined by commas: the name in logs and metrics.
     label: Arc<str>,
-    limit: Option<usize>,
-    active: Arc<AtomicUsize>,
+    weight: u32,
+    /// Nothing can make it unavailable.
+    unconditional: bool,
 }
 
 impl Upstream {
-    pub(crate) fn provision(node: RawNode, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+    pub(crate) fn provision(
+        node: RawNode,
+        checks: &HealthChecks,
+        cx: &mut Provision<'_>,
+    ) -> Result<Self, Rejected> {
         let config: UpstreamConfig = cx.decode(node.node())?;
         if config.dial.is_empty() {
             let at = cx
@@ -34,21 +44,10 @@ impl Upstream {
         }
         let label: Vec<&str> = config.dial.iter().map(|text| text.as_str()).collect();
         let label = label.join(",").into();
-        let peers = cx.all(&config.dial, |cx, text| Dial::provision(text, cx));
-        let limit = match &config.max_connections {
-            None => None,
-            Some(limit) => match usize::try_from(**limit) {
-                Ok(0) => None,
-                Ok(limit) => Some(limit),
-                Err(_) => {
-                    return Err(cx.reject_help(
-                        limit.node(),
-                        format!("{} connections are never available", **limit),
-                        "write how many connections are allowed, or 0 for no limit",
-                    ));
-                }
-            },
-        };
+        let peers = cx.all(&config.dial, |cx, text| {
+            Ok(Peer::new(Dial::provision(text, cx)?, checks.active))
+        });
+        let limit = connection_limit(&config.max_connections, cx);
         if config.dial.len() > 1 && config.dial_mode == DialMode::All {
             let at = cx
                 .document()
@@ -60,24 +59,44 @@ impl Upstream {
                  them in order, or one upstream for each to choose among them",
             );
         }
-        let (mode, active) = (config.dial_mode, Arc::default());
+        let (peers, limit) = (peers?, limit?.or(checks.max_connections));
         Ok(Self {
-            peers: peers?,
-            mode,
-            label,
+            unconditional: limit.is_none()
+                && checks.passive.is_none()
+                && peers.iter().all(|peer| peer.checked().is_none()),
+            peers,
+            mode: config.dial_mode,
+            passive: checks.passive,
             limit,
-            active,
+            label,
+            weight: config.weight.map_or(1, |weight| {
+                u32::try_from((*weight).max(1)).unwrap_or(u32::MAX)
+            }),
         })
     }
 
-    /// Whether it may get another connection.
-    pub fn available(&self) -> bool {
-        self.limit.is_none_or(|limit| self.active() < limit)
+    /// Whether it may get `conn`: it works as far as known, and has a place. With `dial_mode` `first` one such peer is
+    /// enough, otherwise all must be.
+    pub fn available(&self, conn: &Connection) -> bool {
+        if self.unconditional {
+            return true;
+        }
+        let mut usable = self.peers.iter().map(|peer| self.usable(peer, conn));
+        match self.mode {
+            DialMode::All => usable.all(|usable| usable),
+            DialMode::First => usable.any(|usable| usable),
+        }
     }
 
-    /// How many connections it has, those being made included.
-    pub fn active(&self) -> usize {
-        self.active.load(Ordering::Relaxed)
+    /// How many connections its peers have, those being made and those of other handlers included. `conn` tells which
+    /// peers are meant where addresses have placeholders.
+    pub fn connections(&self, conn: &Connection) -> usize {
+        self.peers.iter().map(|peer| peer.connections(conn)).sum()
+    }
+
+    /// Its share under `weighted_round_robin`; at least 1.
+    pub fn weight(&self) -> u32 {
+        self.weight
     }
 
     /// The addresses as written in the configuration, joined by commas.
@@ -85,23 +104,7 @@ impl Upstream {
         &self.label
     }
 
-    /// Takes a place for a connection before it is made, so that many arriving at once do not exceed the limit.
-    pub(crate) fn reserve(&self) -> Option<Reserved> {
-        let limit = self.limit.unwrap_or(usize::MAX);
-        self.active
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                (n < limit).then_some(n + 1)
-            })
-            .ok()
-            .map(|_| Reserved(self.active.clone()))
-    }
-}
-
-/// A place among an upstream's connections, given back exactly once: when dropped.
-pub(crate) struct Reserved(Arc<AtomicUsize>);
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+    pub(crate) fn usable(&self, peer: &Peer, conn: &Connection) -> bool {
+        peer.usable(conn, self.limit, self.passive)
     }
 }

@@ -205,7 +205,8 @@ pub struct Router {
 }
 
 impl Router {
-    /// Provisions the JSON list `routes` with the modules that `register` enters.
+    /// Provisions the JSON list `routes` with the modules that `register` enters, and starts what they run beside
+    /// connections.
     ///
     /// # Panics
     /// With the rendered errors if the configuration is refused.
@@ -225,12 +226,13 @@ impl Router {
             register,
             &format!(r#"{{"apps":{{"layer4":{{"servers":{{"test":{server}}}}}}}}}"#),
         );
-        let app = loaded.app.unwrap_or_else(|errors| {
+        let mut app = loaded.app.unwrap_or_else(|errors| {
             panic!(
                 "{}",
                 errors.iter().map(ConfigError::render).collect::<String>()
             )
         });
+        app.start();
         Self {
             server: app.listens[0].server.clone(),
         }

@@ -47,6 +47,8 @@ reasons! {
     UpstreamReset = "upstream_reset",
     /// The upstream's side failed while relaying.
     UpstreamError = "upstream_error",
+    /// A health check found the upstream down, and `close_if_unhealthy` is set.
+    UpstreamDown = "upstream_down",
     /// No upstream could be connected to.
     DialFailed = "dial_failed",
     /// Every upstream is down or full.

@@ -7,7 +7,9 @@ use crate::upstream::Upstream;
 pub struct First;
 
 impl Select for First {
-    fn select(&self, upstreams: &[Upstream], _: &Connection) -> Option<usize> {
-        upstreams.iter().position(Upstream::available)
+    fn select(&self, upstreams: &[Upstream], conn: &Connection) -> Option<usize> {
+        upstreams
+            .iter()
+            .position(|upstream| upstream.available(conn))
     }
 }

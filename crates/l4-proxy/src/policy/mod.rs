@@ -1,16 +1,24 @@
 //! Which upstream is next.
 
 mod first;
+mod ip_hash;
+mod least_conn;
 mod random;
+mod random_choose;
 mod round_robin;
+mod weighted_round_robin;
 
 use l4_core::registry::Kind;
 use l4_core::{Connection, Registry};
 use serde::Deserialize;
 
 pub use first::First;
+pub use ip_hash::IpHash;
+pub use least_conn::LeastConn;
 pub use random::Random;
+pub use random_choose::{RandomChoose, RandomChooseConfig};
 pub use round_robin::RoundRobin;
+pub use weighted_round_robin::WeightedRoundRobin;
 
 use crate::upstream::Upstream;
 
@@ -43,5 +51,17 @@ pub(crate) fn register(reg: &mut Registry) {
     .add_inline::<SelectionPolicies, NoOptions>("round_robin", INLINE_KEY, |_, _| {
         Ok(Box::new(RoundRobin::default()))
     })
-    .add_inline::<SelectionPolicies, NoOptions>("first", INLINE_KEY, |_, _| Ok(Box::new(First)));
+    .add_inline::<SelectionPolicies, NoOptions>("first", INLINE_KEY, |_, _| Ok(Box::new(First)))
+    .add_inline::<SelectionPolicies, NoOptions>("ip_hash", INLINE_KEY, |_, _| Ok(Box::new(IpHash)))
+    .add_inline::<SelectionPolicies, NoOptions>("least_conn", INLINE_KEY, |_, _| {
+        Ok(Box::new(LeastConn))
+    })
+    .add_inline::<SelectionPolicies, RandomChooseConfig>(
+        "random_choose",
+        INLINE_KEY,
+        |config, cx| Ok(Box::new(RandomChoose::provision(config, cx)?)),
+    )
+    .add_inline::<SelectionPolicies, NoOptions>("weighted_round_robin", INLINE_KEY, |_, _| {
+        Ok(Box::new(WeightedRoundRobin::default()))
+    });
 }

@@ -13,13 +13,13 @@ pub struct RoundRobin {
 }
 
 impl Select for RoundRobin {
-    fn select(&self, upstreams: &[Upstream], _: &Connection) -> Option<usize> {
+    fn select(&self, upstreams: &[Upstream], conn: &Connection) -> Option<usize> {
         let n = u32::try_from(upstreams.len()).ok().filter(|n| *n > 0)?;
         upstreams.iter().find_map(|_| {
             // What the increment returns is used: reading the counter again would skip and repeat under load.
             let turn = self.counter.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
             let i = (turn % n) as usize;
-            upstreams[i].available().then_some(i)
+            upstreams[i].available(conn).then_some(i)
         })
     }
 }
