@@ -1,7 +1,7 @@
 //! Facts: what was parsed from the unread bytes, once per connection.
 
 use std::any::{Any, TypeId};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::{Fact, Parsed};
 
@@ -9,19 +9,18 @@ use crate::{Fact, Parsed};
 /// bytes that the parser asked for have arrived.
 ///
 /// Two facts fit without an allocation of the cache itself; a protocol that said `Not` never allocates.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(crate) struct Facts {
     slots: [OnceLock<Slot>; 2],
     overflow: OnceLock<Box<Self>>,
 }
 
+#[derive(Clone)]
 struct Slot {
     key: TypeId,
-    /// `T`, or [`NotOne`]. Boxing the latter allocates nothing.
-    value: Box<dyn Any + Send + Sync>,
+    /// `T`, or none if the bytes are not one.
+    value: Option<Arc<dyn Any + Send + Sync>>,
 }
-
-struct NotOne;
 
 impl Facts {
     /// The fact of type `T`, parsed now if it was not before.
@@ -29,16 +28,16 @@ impl Facts {
         let key = TypeId::of::<T>();
         for slot in &self.slots {
             if slot.get().is_none() {
-                let value: Box<dyn Any + Send + Sync> = match T::parse(bytes) {
-                    Parsed::Done(fact) => Box::new(fact),
-                    Parsed::Not => Box::new(NotOne),
+                let value: Option<Arc<dyn Any + Send + Sync>> = match T::parse(bytes) {
+                    Parsed::Done(fact) => Some(Arc::new(fact)),
+                    Parsed::Not => None,
                     Parsed::More(n) => return Parsed::More(n.max(1)),
                 };
                 // Cannot be taken in between: a connection has one owner.
                 let _ = slot.set(Slot { key, value });
             }
             if let Some(slot) = slot.get().filter(|slot| slot.key == key) {
-                return slot.value.downcast_ref().map_or(Parsed::Not, Parsed::Done);
+                return slot.fact().map_or(Parsed::Not, Parsed::Done);
             }
         }
         self.overflow.get_or_init(Box::default).get(bytes)
@@ -51,15 +50,18 @@ impl Facts {
             .iter()
             .filter_map(OnceLock::get)
             .find(|slot| slot.key == key)
-            .map_or_else(
-                || self.overflow.get()?.known(),
-                |slot| slot.value.downcast_ref(),
-            )
+            .map_or_else(|| self.overflow.get()?.known(), Slot::fact)
     }
 
     /// Forgets everything: the bytes changed.
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
+    }
+}
+
+impl Slot {
+    fn fact<T: Fact>(&self) -> Option<&T> {
+        self.value.as_ref()?.downcast_ref()
     }
 }
 
