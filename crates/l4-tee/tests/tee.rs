@@ -1,5 +1,7 @@
 //! The handler and its two ends, seen from clients and from both chains.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};

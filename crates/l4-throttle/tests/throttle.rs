@@ -1,5 +1,7 @@
 //! The handler, seen from clients: how much passes in which time.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use l4_core::conn::Received;

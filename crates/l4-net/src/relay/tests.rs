@@ -138,6 +138,59 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_reset_at_any_moment_is_passed_on_behind_what_came_before_it(
+        ops in ops(), from_client in any::<bool>(), read_size in 1usize..3000, read_late in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (client, server, relaying, record) = tcp_pair().await;
+            let (mut breaking, mut other) = if from_client { (client, server) } else { (server, client) };
+            let data = pattern(5, total(&ops));
+            let breaker = tokio::spawn({
+                let data = data.clone();
+                async move {
+                    let mut at = 0;
+                    for op in ops {
+                        match op {
+                            Op::Write(n) => {
+                                breaking.write_all(&data[at..at + n]).await.unwrap();
+                                at += n;
+                            }
+                            Op::Yield => tokio::task::yield_now().await,
+                        }
+                    }
+                    breaking.set_zero_linger().unwrap();
+                }
+            });
+            if read_late {
+                breaker.await.unwrap();
+            }
+            let mut received = Vec::new();
+            let mut buf = vec![0; read_size];
+            let end = loop {
+                match other.read(&mut buf).await {
+                    Ok(0) => break Ok(()),
+                    Ok(n) => received.extend_from_slice(&buf[..n]),
+                    Err(error) => break Err(error.kind()),
+                }
+            };
+            assert_eq!(end, Err(io::ErrorKind::ConnectionReset), "a break must not look like an end");
+            assert!(data.starts_with(&received), "{} of {} bytes", received.len(), data.len());
+            let relayed = relaying.await.unwrap();
+            let reset = if from_client { EndReason::ClientReset } else { EndReason::UpstreamReset };
+            assert_eq!(relayed.reason, reset);
+            let passed_on = if from_client { relayed.up } else { relayed.down };
+            assert!(passed_on >= received.len() as u64);
+            let counted = if from_client { record.bytes_read() } else { record.bytes_written() };
+            assert!(counted >= received.len() as u64);
+        });
+    }
+}
+
 /// Two real TCP connections with the relay between them; small buffers make partial writes the rule.
 async fn tcp_pair() -> (
     TcpStream,
