@@ -23,6 +23,10 @@ pub fn builtin(reg: &mut Registry) {
     l4_xmpp::register(reg);
     #[cfg(feature = "proxy")]
     l4_proxy::register(reg);
+    #[cfg(feature = "throttle")]
+    l4_throttle::register(reg);
+    #[cfg(feature = "tee")]
+    l4_tee::register(reg);
     leave_out(reg, FAMILIES.iter().filter(|family| !family.built));
 }
 
@@ -117,6 +121,18 @@ const FAMILIES: &[Family] = &[
         built: cfg!(feature = "proxy"),
         copyleft: false,
         modules: &[(HANDLERS, "proxy")],
+    },
+    Family {
+        feature: "throttle",
+        built: cfg!(feature = "throttle"),
+        copyleft: false,
+        modules: &[(HANDLERS, "throttle")],
+    },
+    Family {
+        feature: "tee",
+        built: cfg!(feature = "tee"),
+        copyleft: false,
+        modules: &[(HANDLERS, "tee")],
     },
 ];
 

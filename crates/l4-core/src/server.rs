@@ -59,7 +59,11 @@ impl Server {
     ///
     /// The connection counts as running as soon as this is called, before the future is first polled. Dropping the
     /// future at any time ends the connection; the record is written all the same.
-    pub fn serve(self: Arc<Self>, conn: Connection) -> impl Future<Output = ()> + Send + 'static {
+    pub fn serve(
+        self: Arc<Self>,
+        mut conn: Connection,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        conn.set_generation(self.generation.clone());
         let ending = Ending {
             record: conn.record().clone(),
             _active: self.generation.enter(),

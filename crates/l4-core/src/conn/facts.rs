@@ -1,7 +1,7 @@
 //! Facts: what was parsed from the unread bytes, once per connection.
 
 use std::any::{Any, TypeId};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::{Fact, Parsed};
 
@@ -24,13 +24,12 @@ struct Undecided {
     more: usize,
 }
 
+#[derive(Clone)]
 struct Slot {
     key: TypeId,
-    /// `T`, or [`NotOne`]. Boxing the latter allocates nothing.
-    value: Box<dyn Any + Send + Sync>,
+    /// `T`, or none if the bytes are not one.
+    value: Option<Arc<dyn Any + Send + Sync>>,
 }
-
-struct NotOne;
 
 impl Facts {
     /// The fact of type `T`, parsed now if it was not before.
@@ -41,9 +40,9 @@ impl Facts {
                 if let Some(more) = self.undecided(key, bytes.len()) {
                     return Parsed::More(more);
                 }
-                let value: Box<dyn Any + Send + Sync> = match T::parse(bytes) {
-                    Parsed::Done(fact) => Box::new(fact),
-                    Parsed::Not => Box::new(NotOne),
+                let value: Option<Arc<dyn Any + Send + Sync>> = match T::parse(bytes) {
+                    Parsed::Done(fact) => Some(Arc::new(fact)),
+                    Parsed::Not => None,
                     Parsed::More(n) => {
                         let (bytes, more) = (bytes.len(), n.max(1));
                         *lock(&self.undecided) = Some(Undecided { key, bytes, more });
@@ -54,7 +53,7 @@ impl Facts {
                 let _ = slot.set(Slot { key, value });
             }
             if let Some(slot) = slot.get().filter(|slot| slot.key == key) {
-                return slot.value.downcast_ref().map_or(Parsed::Not, Parsed::Done);
+                return slot.fact().map_or(Parsed::Not, Parsed::Done);
             }
         }
         self.overflow.get_or_init(Box::default).get(bytes)
@@ -74,15 +73,28 @@ impl Facts {
             .iter()
             .filter_map(OnceLock::get)
             .find(|slot| slot.key == key)
-            .map_or_else(
-                || self.overflow.get()?.known(),
-                |slot| slot.value.downcast_ref(),
-            )
+            .map_or_else(|| self.overflow.get()?.known(), Slot::fact)
     }
 
     /// Forgets everything: the bytes changed.
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
+    }
+}
+
+impl Clone for Facts {
+    fn clone(&self) -> Self {
+        Self {
+            slots: self.slots.clone(),
+            overflow: self.overflow.clone(),
+            undecided: Mutex::default(),
+        }
+    }
+}
+
+impl Slot {
+    fn fact<T: Fact>(&self) -> Option<&T> {
+        self.value.as_ref()?.downcast_ref()
     }
 }
 

@@ -4,6 +4,7 @@ use std::any::{Any, TypeId};
 use std::sync::{Arc, OnceLock};
 
 use super::{Addr, Record};
+use crate::Generation;
 
 /// What is known about a connection beside its bytes: addresses, variables, captures, and what layers left behind.
 pub(crate) struct Meta {
@@ -16,7 +17,9 @@ pub(crate) struct Meta {
     pub(super) own_local: OnceLock<Addr>,
     pub(super) vars: Vec<(Box<str>, Box<str>)>,
     pub(super) captures: Vec<Capture>,
-    pub(super) extensions: Vec<(TypeId, Box<dyn Any + Send + Sync>)>,
+    pub(super) extensions: Vec<(TypeId, Arc<dyn Any + Send + Sync>)>,
+    /// The generation it runs under, once a server has it.
+    pub(super) generation: Option<Arc<Generation>>,
 }
 
 /// What a regular expression captured, readable as `{PREFIX.GROUP}` and, if it has a name, `{PREFIX.NAME.GROUP}`.
@@ -58,6 +61,21 @@ impl Meta {
             vars: Vec::new(),
             captures: Vec::new(),
             extensions: Vec::new(),
+            generation: None,
+        }
+    }
+
+    /// A copy whose changes are not shared, with a record of its own.
+    pub(super) fn fork(&self) -> Self {
+        Self {
+            record: Arc::new(self.record.fork()),
+            remote: self.remote.clone(),
+            local: self.local.clone(),
+            own_local: self.own_local.clone(),
+            vars: self.vars.clone(),
+            captures: self.captures.clone(),
+            extensions: self.extensions.clone(),
+            generation: self.generation.clone(),
         }
     }
 
@@ -96,7 +114,7 @@ impl Meta {
     pub(super) fn set_extension<T: Any + Send + Sync>(&mut self, value: T) {
         let key = TypeId::of::<T>();
         self.extensions.retain(|(id, _)| *id != key);
-        self.extensions.push((key, Box::new(value)));
+        self.extensions.push((key, Arc::new(value)));
     }
 }
 

@@ -21,10 +21,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub use addr::Addr;
 pub use meta::Capture;
 pub use record::{EndReason, Record};
-pub use transport::{Io, Layer, Raw, Received, Session, Transport};
+pub use transport::{Io, Layer, Raw, ReadLimit, Received, Session, Transport};
 
 use crate::placeholder::{Scope, Template};
-use crate::{Fact, Parsed, View};
+use crate::{Fact, Generation, Parsed, View};
 use facts::Facts;
 use meta::Meta;
 
@@ -90,7 +90,7 @@ impl Connection {
 
     /// Takes `n` unread bytes (a consumed preamble) and forgets the facts parsed from them.
     pub fn consume(&mut self, n: usize) {
-        self.0.transport.prefix.consume(n);
+        self.0.transport.consume(n);
         self.0.facts.clear();
     }
 
@@ -168,6 +168,65 @@ impl Connection {
             meta,
             facts: Facts::default(),
         })))
+    }
+
+    /// Makes two connections of one. `split` gets the transport below and says what carries the bytes of each; the
+    /// unread bytes and what was parsed from them are given to both.
+    ///
+    /// The second has a copy of addresses, variables and captures, and a record of its own under the same number, so
+    /// that nothing done with it shows in the first one's summary. Limits on reads stay with the first.
+    pub fn fork(self, split: impl FnOnce(Transport) -> (Io, Io)) -> (Self, Self) {
+        self.0.own_local();
+        let Inner {
+            transport,
+            meta,
+            facts,
+        } = *self.0;
+        let (first, second) = transport.fork(split);
+        let second = Inner {
+            transport: second,
+            meta: meta.fork(),
+            facts: facts.clone(),
+        };
+        let first = Inner {
+            transport: first,
+            meta,
+            facts,
+        };
+        (Self(Box::new(first)), Self(Box::new(second)))
+    }
+
+    /// Runs `task` beside this connection and independently of its end. The connection's generation waits for it when
+    /// it drains, and ends it when it ends its connections.
+    pub fn spawn_beside(&self, task: impl Future<Output = ()> + Send + 'static) {
+        match self.0.meta.generation.clone() {
+            Some(generation) => {
+                let active = generation.enter();
+                tokio::spawn(async move {
+                    generation.cancelled().run_until_cancelled(task).await;
+                    drop(active);
+                });
+            }
+            None => {
+                tokio::spawn(task);
+            }
+        }
+    }
+
+    /// Says which generation the connection runs under.
+    pub(crate) fn set_generation(&mut self, generation: Arc<Generation>) {
+        self.0.meta.generation = Some(generation);
+    }
+
+    /// Puts a limit on what is read from now on, the unread bytes included. Limits add up, and every copy path
+    /// honours them.
+    pub fn limit_reads(&mut self, limit: impl ReadLimit + 'static) {
+        self.0.transport.limit_reads(Box::new(limit));
+    }
+
+    /// The socket or layer, for socket options. Reading from it directly would lose the unread bytes.
+    pub fn io(&self) -> &Io {
+        self.0.transport.io()
     }
 
     /// The socket with the unread bytes. Metadata is dropped, so take from it first what is needed.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 /// The unread bytes of a stream, or the unread datagrams of a session. Empty costs no allocation.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) enum Prefix {
     #[default]
     Empty,

@@ -112,7 +112,22 @@ impl Record {
         }
     }
 
-    /// Unique in this process.
+    /// The record of something that is done with the same connection on the side: its number, address and time, and
+    /// nothing else.
+    pub(super) fn fork(&self) -> Self {
+        Self {
+            id: self.id,
+            remote: self.remote.clone(),
+            started: self.started,
+            wrapped: self.wrapped,
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            end: AtomicU8::new(NOT_ENDED),
+            notes: Mutex::new(Notes::default()),
+        }
+    }
+
+    /// Unique in this process, but for what is done with one connection on the side.
     pub fn id(&self) -> u64 {
         self.id
     }

@@ -32,6 +32,18 @@ pub trait Session: Send + Sync {
     fn local(&self) -> Addr;
 }
 
+/// Says how much may be read, and when: what a limiter puts under a connection.
+///
+/// A transport asks before each read and settles right after it, within one poll.
+pub trait ReadLimit: Send + Sync {
+    /// How many of the `wanted` bytes may be read now: at least one, reserved until [`taken`](Self::taken) is called.
+    /// For a datagram one byte is wanted, whatever its size: it is passed whole.
+    fn poll_allow(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<usize>;
+
+    /// So many bytes were read: fewer than reserved, or none, or, with a datagram, more.
+    fn taken(&mut self, n: usize);
+}
+
 /// What carries the bytes.
 pub enum Io {
     /// A TCP socket.
@@ -67,7 +79,7 @@ pub enum Raw {
         /// Datagrams in order of arrival.
         unread: VecDeque<Bytes>,
     },
-    /// A stacked layer: bytes can only be copied in user space.
+    /// A stacked layer, or a transport whose reads are limited: bytes can only be copied in user space.
     Stacked(Transport),
 }
 
@@ -79,6 +91,14 @@ pub struct Transport {
     io: Io,
     pub(super) prefix: Prefix,
     record: Option<Arc<Record>>,
+    limited: Option<Box<Limited>>,
+}
+
+/// A limit on reads, and what of the unread bytes has not been charged to it.
+struct Limited {
+    limit: Box<dyn ReadLimit>,
+    /// So many unread bytes were there before the limit.
+    uncharged: usize,
 }
 
 /// What one receive gave.
@@ -97,7 +117,68 @@ impl Transport {
             io,
             prefix: Prefix::default(),
             record,
+            limited: None,
         }
+    }
+
+    /// Puts a limit on what is read from now on, the unread bytes included. Limits add up.
+    pub fn limit_reads(&mut self, limit: Box<dyn ReadLimit>) {
+        let unread = match self.is_datagram() {
+            true => self.prefix.datagrams().map(<[u8]>::len).sum(),
+            false => self.prefix.visible().len(),
+        };
+        self.limited = Some(Box::new(match self.limited.take() {
+            None => Limited {
+                limit,
+                uncharged: unread,
+            },
+            Some(first) => {
+                // What the first limit has let in already is charged to the second as a debt.
+                let mut limit = limit;
+                limit.taken(unread.saturating_sub(first.uncharged));
+                Limited {
+                    limit: Box::new(Both(first.limit, limit)),
+                    uncharged: first.uncharged,
+                }
+            }
+        }));
+    }
+
+    /// The limit on reads. Who reads from [`io`](Self::io) past this type asks it before and tells it after each read.
+    pub fn read_limit(&mut self) -> Option<&mut dyn ReadLimit> {
+        match &mut self.limited {
+            Some(limited) => Some(&mut *limited.limit),
+            None => None,
+        }
+    }
+
+    /// Splits off what is below: the socket or layer goes to `split`, which makes two of it, and the unread bytes are
+    /// given to both. The limit stays with the first, whose reads fetch the bytes.
+    pub(super) fn fork(self, split: impl FnOnce(Self) -> (Io, Io)) -> (Self, Self) {
+        let below = Self {
+            io: self.io,
+            prefix: Prefix::Empty,
+            record: self.record,
+            limited: None,
+        };
+        let (first, second) = split(below);
+        // Bytes are counted at the socket below.
+        let mut second = Self::new(second, None);
+        second.prefix = self.prefix.clone();
+        let first = Self {
+            io: first,
+            prefix: self.prefix,
+            record: None,
+            limited: self.limited,
+        };
+        (first, second)
+    }
+
+    /// Takes `n` unread bytes.
+    pub(super) fn consume(&mut self, n: usize) {
+        let n = n.min(self.prefix.visible().len());
+        self.charge(n);
+        self.prefix.consume(n);
     }
 
     /// Whether it carries datagrams.
@@ -131,6 +212,9 @@ impl Transport {
 
     /// Takes the transport apart.
     pub fn into_raw(self) -> Raw {
+        if self.limited.is_some() {
+            return Raw::Stacked(self);
+        }
         match self.io {
             Io::Tcp(socket) => Raw::Tcp {
                 socket,
@@ -156,12 +240,8 @@ impl Transport {
         buf: &mut [u8],
     ) -> Poll<io::Result<Received>> {
         if self.is_datagram() {
-            let datagram = match self.prefix.pop() {
-                Some(datagram) => datagram,
-                None => match ready!(self.poll_datagram(cx)) {
-                    Some(datagram) => datagram,
-                    None => return Poll::Ready(Ok(Received::End)),
-                },
+            let Some(datagram) = ready!(self.poll_next_datagram(cx)) else {
+                return Poll::Ready(Ok(Received::End));
             };
             let n = datagram.len().min(buf.len());
             buf[..n].copy_from_slice(&datagram[..n]);
@@ -173,6 +253,18 @@ impl Transport {
             0 => Received::End,
             n => Received::Data(n),
         }))
+    }
+
+    /// The next datagram, an unread one first; `None` when the session is over, and on a stream.
+    pub fn poll_next_datagram(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.prefix.is_empty() {
+            return self.poll_datagram(cx);
+        }
+        if self.owes() {
+            ready!(self.poll_allowed(cx, 1)).ok();
+            self.charge(self.prefix.visible().len());
+        }
+        Poll::Ready(self.prefix.pop())
     }
 
     /// Sends part of a stream, or exactly one datagram, which may be empty. Returns how much was taken.
@@ -197,7 +289,7 @@ impl Transport {
             }));
         }
         let mut buf = ReadBuf::new(scratch);
-        ready!(self.poll_io(cx, &mut buf))?;
+        ready!(self.poll_limited(cx, &mut buf))?;
         let more = buf.filled();
         if more.is_empty() {
             return Poll::Ready(Ok(Received::End));
@@ -210,11 +302,76 @@ impl Transport {
         let Io::Datagram(session) = &mut self.io else {
             return Poll::Ready(None);
         };
-        let datagram = ready!(session.poll_recv(cx));
+        if let Some(limited) = &mut self.limited {
+            ready!(limited.limit.poll_allow(cx, 1));
+        }
+        let received = session.poll_recv(cx);
+        if let Some(limited) = &mut self.limited {
+            limited.limit.taken(match &received {
+                Poll::Ready(Some(datagram)) => datagram.len(),
+                _ => 0,
+            });
+        }
+        let datagram = ready!(received);
         if let (Some(datagram), Some(record)) = (&datagram, &self.record) {
             record.add_read(datagram.len());
         }
         Poll::Ready(datagram)
+    }
+
+    /// Whether the first unread byte has yet to be charged.
+    fn owes(&self) -> bool {
+        self.limited.as_ref().is_some_and(|l| l.uncharged > 0) && !self.prefix.visible().is_empty()
+    }
+
+    /// Charges `n` unread bytes that are being taken, as far as they were not.
+    fn charge(&mut self, n: usize) {
+        if let Some(limited) = &mut self.limited {
+            let n = n.min(limited.uncharged);
+            if n > 0 {
+                limited.uncharged -= n;
+                limited.limit.taken(n);
+            }
+        }
+    }
+
+    /// Reads the socket or layer, past the unread bytes, as much as the limit allows.
+    fn poll_limited(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // Datagrams are charged where they are received; nothing can be charged for no room.
+        if self.limited.is_none() || self.is_datagram() || buf.remaining() == 0 {
+            return self.poll_io(cx, buf);
+        }
+        let allowed = ready!(self.poll_allowed(cx, buf.remaining()))?;
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(allowed));
+        let read = self.poll_io(cx, &mut part);
+        let n = part.filled().len();
+        buf.advance(n);
+        if let Some(limited) = &mut self.limited {
+            limited.limit.taken(n);
+        }
+        read
+    }
+
+    /// How much of a stream the limit allows: 1 to `wanted` bytes.
+    fn poll_allowed(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+        let Some(limited) = &mut self.limited else {
+            return Poll::Ready(Ok(wanted));
+        };
+        if let Poll::Ready(allowed) = limited.limit.poll_allow(cx, wanted) {
+            return Poll::Ready(Ok(allowed.clamp(1, wanted)));
+        }
+        // A socket that is not read does not tell that its peer has reset the connection.
+        match &self.io {
+            Io::Tcp(socket) => socket.take_error(),
+            Io::Unix(socket) => socket.take_error(),
+            Io::Datagram(_) | Io::Layer(_) => Ok(None),
+        }
+        .and_then(|broken| broken.map_or(Ok(()), Err))?;
+        Poll::Pending
     }
 
     /// Reads the socket or layer, past the unread bytes.
@@ -258,10 +415,19 @@ impl AsyncRead for Transport {
             this.prefix.pop();
         }
         if this.prefix.is_empty() {
-            return this.poll_io(cx, buf);
+            return this.poll_limited(cx, buf);
+        }
+        let mut n = this.prefix.visible().len().min(buf.remaining());
+        if n > 0 && this.owes() {
+            let wanted = this.limited.as_ref().map_or(n, |l| l.uncharged.min(n));
+            let allowed = ready!(this.poll_allowed(cx, wanted))?;
+            // A datagram is passed whole.
+            if !this.is_datagram() {
+                n = allowed;
+            }
+            this.charge(n);
         }
         let unread = this.prefix.visible();
-        let n = unread.len().min(buf.remaining());
         buf.put_slice(&unread[..n]);
         this.prefix.consume(n);
         Poll::Ready(Ok(()))
@@ -305,5 +471,26 @@ impl AsyncWrite for Transport {
             Io::Layer(layer) => Pin::new(layer).poll_shutdown(cx),
             Io::Datagram(_) => Poll::Ready(Ok(())),
         }
+    }
+}
+
+/// Two limits: the stricter one counts.
+struct Both(Box<dyn ReadLimit>, Box<dyn ReadLimit>);
+
+impl ReadLimit for Both {
+    fn poll_allow(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<usize> {
+        let first = ready!(self.0.poll_allow(cx, wanted));
+        match self.1.poll_allow(cx, first) {
+            Poll::Ready(second) => Poll::Ready(second.min(first)),
+            Poll::Pending => {
+                self.0.taken(0);
+                Poll::Pending
+            }
+        }
+    }
+
+    fn taken(&mut self, n: usize) {
+        self.0.taken(n);
+        self.1.taken(n);
     }
 }
