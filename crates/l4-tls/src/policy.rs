@@ -103,7 +103,7 @@ pub(crate) struct Policy {
     pub(crate) preferences: Preferences,
     pub(crate) drop: bool,
     /// Whether a client that offers only other protocols is let in without one.
-    lenient_alpn: bool,
+    pub(crate) lenient_alpn: bool,
     /// All but the certificate. Its session tickets and cache are shared by everything made from it.
     base: ServerConfig,
 }

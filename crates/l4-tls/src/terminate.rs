@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use l4_core::config::Value;
 use l4_core::conn::{MATCH_LIMIT, Received};
 use l4_core::prelude::*;
 use l4_core::{EndReason, Error, Phase, Side};
@@ -69,6 +70,14 @@ impl HandlerModule for TlsTerminate {
             cx.warn(
                 node,
                 "no certificate is loaded, so every handshake will fail: set apps.tls.certificates",
+            );
+        }
+        if policies.iter().any(|policy| policy.lenient_alpn) && proxy_follows(cx) {
+            let node = cx.node();
+            cx.warn(
+                node,
+                "without alpn, h2 is agreed on with clients that offer it, whatever the upstream of the proxy speaks: \
+                 set alpn in connection_policies, such as [\"http/1.1\"]",
             );
         }
         Ok(Self {
@@ -196,6 +205,22 @@ impl TlsTerminate {
             Ok(config)
         })
     }
+}
+
+/// Whether a `proxy` comes later in the chain that the module being provisioned stands in.
+fn proxy_follows(cx: &Provision<'_>) -> bool {
+    let (document, node) = (cx.document(), cx.node());
+    let Some(chain) = document.parent(node) else {
+        return false;
+    };
+    let mut later = document.items(chain).skip_while(|item| *item != node);
+    later.any(|item| {
+        let name = document.member(item, "handler");
+        matches!(
+            name.map(|name| document.value(name)),
+            Some(Value::String("proxy"))
+        )
+    })
 }
 
 /// Waits until the client's hello is there; it stays unread.

@@ -744,3 +744,27 @@ fn suites_that_are_never_agreed_on_are_accepted_with_a_warning() {
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].contains("TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA is weak"));
 }
+
+#[test]
+fn tls_in_front_of_a_proxy_without_alpn_is_warned_about() {
+    let upstreams = json!([{"dial": ["127.0.0.1:1"]}]);
+    let warnings = |tls: Value| {
+        let handlers = json!([tls, {"handler": "proxy", "upstreams": upstreams}]);
+        let register = |reg: &mut Registry| {
+            register(reg);
+            l4_proxy::register(reg);
+        };
+        let loaded = load(register, &config(&[&pair(&["a.test"])], handlers));
+        assert!(loaded.app.is_ok());
+        loaded
+            .warnings
+            .iter()
+            .map(|w| w.render())
+            .collect::<String>()
+    };
+    let said = warnings(json!({"handler": "tls"}));
+    assert!(said.contains("without alpn"), "{said}");
+    let policies = json!([{"alpn": ["http/1.1"]}]);
+    let said = warnings(json!({"handler": "tls", "connection_policies": policies}));
+    assert_eq!(said, "");
+}
