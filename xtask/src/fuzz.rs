@@ -44,7 +44,6 @@ pub(crate) fn smoke(seconds: u64) -> Result<()> {
                 "run",
                 "--quiet",
                 "--release",
-                "--locked",
                 "--manifest-path",
                 "fuzz/Cargo.toml",
             ])

@@ -52,9 +52,13 @@ impl KeepAlive {
     /// Outside a tokio runtime with timers.
     pub(crate) fn note(socket: &TcpStream) -> Self {
         let socket = socket.as_raw_fd();
-        let mut noted = lock();
-        noted.new.insert(socket);
-        if !mem::replace(&mut noted.ticking, true) {
+        let begin = {
+            let mut noted = lock();
+            noted.new.insert(socket);
+            !mem::replace(&mut noted.ticking, true)
+        };
+        if begin {
+            // Without the lock: a runtime that is going down drops the task at once, which takes it.
             tokio::spawn(tick(Ticking));
         }
         Self { socket }
@@ -70,12 +74,18 @@ impl Drop for KeepAlive {
     }
 }
 
-/// Ends with the ticking task, however that ends: also with the runtime it ran in.
+/// Dropped with the ticking task when its runtime ends. Connections of another runtime get the option at once then:
+/// nobody else would give it to them.
 struct Ticking;
 
 impl Drop for Ticking {
     fn drop(&mut self) {
-        lock().ticking = false;
+        let mut noted = lock();
+        noted.ticking = false;
+        let new = mem::take(&mut noted.new);
+        noted.old.extend(new);
+        drop(noted);
+        while !give_to_old() {}
     }
 }
 
@@ -100,10 +110,9 @@ async fn tick(ticking: Ticking) {
 #[allow(unsafe_code)]
 fn give_to_old() -> bool {
     let mut noted = lock();
-    for _ in 0..AT_ONCE {
-        let Some(&socket) = noted.old.iter().next() else {
-            return true;
-        };
+    // Looked for once: the first element of a set that is being emptied takes longer to find each time.
+    let some: Vec<RawFd> = noted.old.iter().take(AT_ONCE).copied().collect();
+    for socket in some {
         noted.old.remove(&socket);
         // SAFETY: the descriptor is open, because whoever owns it cannot have dropped its `KeepAlive`, which needs the
         // lock held here and takes the descriptor out of the sets.
@@ -154,5 +163,37 @@ mod tests {
         );
         assert!(!SockRef::from(&short).keepalive().unwrap());
         drop(kept);
+    }
+
+    #[test]
+    fn noting_a_connection_while_the_runtime_goes_down_does_not_hang() {
+        struct NotesWhenDropped(TcpStream);
+
+        impl Drop for NotesWhenDropped {
+            fn drop(&mut self) {
+                drop(KeepAlive::note(&self.0));
+            }
+        }
+
+        let (done, finished) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let address = listener.local_addr().unwrap();
+                let last = NotesWhenDropped(TcpStream::connect(address).await.unwrap());
+                tokio::spawn(async move {
+                    std::future::pending::<()>().await;
+                    drop(last);
+                });
+                tokio::task::yield_now().await;
+            });
+            drop(runtime);
+            done.send(()).unwrap();
+        });
+        finished.recv_timeout(Duration::from_secs(30)).unwrap();
     }
 }

@@ -29,7 +29,7 @@ use crate::accept::StreamListener;
 use crate::dial::{Resolve, SystemResolver};
 use crate::limits::ConnectionLimit;
 use crate::listener::{Carries, Endpoint, ListenError, SocketFile, mode};
-use crate::udp::{DatagramListener, Opening, Phase};
+use crate::udp::{DatagramListener, Limits, Opening, Phase};
 
 /// The listening sockets of the process. There is one; clones are the same.
 ///
@@ -364,6 +364,7 @@ enum Unstarted {
 struct Spare {
     socket: Socket,
     carries: Carries,
+    limits: Limits,
 }
 
 /// The sockets that `app` wants, no two of them the same.
@@ -565,6 +566,7 @@ impl Opened {
                 let spare = Spare {
                     socket: bound.socket,
                     carries: bound.carries,
+                    limits: datagram_limits(limit),
                 };
                 spare
                     .listener()
@@ -717,10 +719,21 @@ fn serve_session(slot: &ArcSwapOption<Server>, opening: Opening<'_>) {
 impl Spare {
     fn listener(&self) -> io::Result<DatagramListener> {
         let socket = OwnedFd::from(self.socket.try_clone()?);
-        match self.carries {
+        let listener = match self.carries {
             Carries::Unixgrams => DatagramListener::unix(socket.into()),
             _ => DatagramListener::udp(socket.into()),
-        }
+        };
+        Ok(listener?.with_limits(self.limits.clone()))
+    }
+}
+
+/// A session takes a descriptor when it is proxied, so a flood of forged senders could take those that connections need:
+/// one socket gets no more sessions than there may be connections, which is at most half of the descriptors.
+fn datagram_limits(connections: &ConnectionLimit) -> Limits {
+    let limits = Limits::default();
+    Limits {
+        sessions: limits.sessions.min(connections.max()),
+        ..limits
     }
 }
 

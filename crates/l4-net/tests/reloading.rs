@@ -413,3 +413,22 @@ async fn a_datagram_listener_without_sessions_is_gone_and_can_be_opened_again() 
         Some("two: !")
     );
 }
+
+#[tokio::test]
+async fn datagram_sessions_do_not_take_the_descriptors_that_connections_need() {
+    let pool = ListenerPool::new(ConnectionLimit::new(2));
+    load(&pool, &[("one", &["udp/127.0.0.1:0"])]).await;
+    let server = ("127.0.0.1", port(&pool));
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.send_to(b"hi", server).await.unwrap();
+        clients.push(client);
+    }
+    let mut answer = [0; 16];
+    for client in &clients[..2] {
+        assert_eq!(soon(client.recv(&mut answer)).await.unwrap(), 7);
+    }
+    let none = tokio::time::timeout(Duration::from_millis(200), clients[2].recv(&mut answer));
+    assert!(none.await.is_err(), "a third session was opened");
+}

@@ -1,5 +1,7 @@
 //! The handler over real sockets: what a client of the router sees.
 
+#![allow(clippy::unwrap_used)]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

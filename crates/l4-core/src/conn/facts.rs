@@ -1,18 +1,27 @@
 //! Facts: what was parsed from the unread bytes, once per connection.
 
 use std::any::{Any, TypeId};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::{Fact, Parsed};
 
-/// A cache of finished parses, keyed by type. Undecided parses are not kept: the engine does not ask again before the
-/// bytes that the parser asked for have arrived.
+/// A cache of finished parses, keyed by type. Of undecided ones only the last is remembered: in the last pass over a list
+/// every route with the same matcher asks about the same bytes, and a client must not make a thousand parses of one.
 ///
 /// Two facts fit without an allocation of the cache itself; a protocol that said `Not` never allocates.
 #[derive(Default)]
 pub(crate) struct Facts {
     slots: [OnceLock<Slot>; 2],
     overflow: OnceLock<Box<Self>>,
+    undecided: Mutex<Option<Undecided>>,
+}
+
+/// A parse that asked for more. Bytes are only ever appended while facts are kept, so their number stands for them.
+#[derive(Clone, Copy)]
+struct Undecided {
+    key: TypeId,
+    bytes: usize,
+    more: usize,
 }
 
 struct Slot {
@@ -29,10 +38,17 @@ impl Facts {
         let key = TypeId::of::<T>();
         for slot in &self.slots {
             if slot.get().is_none() {
+                if let Some(more) = self.undecided(key, bytes.len()) {
+                    return Parsed::More(more);
+                }
                 let value: Box<dyn Any + Send + Sync> = match T::parse(bytes) {
                     Parsed::Done(fact) => Box::new(fact),
                     Parsed::Not => Box::new(NotOne),
-                    Parsed::More(n) => return Parsed::More(n.max(1)),
+                    Parsed::More(n) => {
+                        let (bytes, more) = (bytes.len(), n.max(1));
+                        *lock(&self.undecided) = Some(Undecided { key, bytes, more });
+                        return Parsed::More(more);
+                    }
                 };
                 // Cannot be taken in between: a connection has one owner.
                 let _ = slot.set(Slot { key, value });
@@ -42,6 +58,13 @@ impl Facts {
             }
         }
         self.overflow.get_or_init(Box::default).get(bytes)
+    }
+
+    /// What the parse `key` asked for when there were as many `bytes` as now.
+    fn undecided(&self, key: TypeId, bytes: usize) -> Option<usize> {
+        let last = *lock(&self.undecided);
+        last.filter(|last| last.key == key && last.bytes == bytes)
+            .map(|last| last.more)
     }
 
     /// The fact of type `T` if it was parsed already.
@@ -61,6 +84,10 @@ impl Facts {
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }
+}
+
+fn lock(undecided: &Mutex<Option<Undecided>>) -> std::sync::MutexGuard<'_, Option<Undecided>> {
+    undecided.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -100,5 +127,36 @@ mod tests {
         assert_eq!(PARSES.load(Ordering::Relaxed), 5);
         assert!(facts.known::<First<1>>().is_some());
         assert!(facts.known::<First<4>>().is_none());
+    }
+
+    #[test]
+    fn the_same_undecided_bytes_are_parsed_once_however_many_routes_ask() {
+        static PARSES: AtomicUsize = AtomicUsize::new(0);
+
+        struct Late;
+
+        impl Fact for Late {
+            fn parse(bytes: &[u8]) -> Parsed<Self> {
+                PARSES.fetch_add(1, Ordering::Relaxed);
+                match bytes.len() {
+                    3.. => Parsed::Done(Self),
+                    n => Parsed::More(3 - n),
+                }
+            }
+        }
+
+        let mut facts = Facts::default();
+        for bytes in [&b"a"[..], b"ab"] {
+            for _ in 0..1000 {
+                assert!(
+                    matches!(facts.get::<Late>(bytes), Parsed::More(n) if n == 3 - bytes.len())
+                );
+            }
+        }
+        assert_eq!(PARSES.load(Ordering::Relaxed), 2);
+        assert!(matches!(facts.get::<Late>(b"abc"), Parsed::Done(Late)));
+        facts.clear();
+        assert!(matches!(facts.get::<Late>(b"xy"), Parsed::More(1)));
+        assert_eq!(PARSES.load(Ordering::Relaxed), 4);
     }
 }

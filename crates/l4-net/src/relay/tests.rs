@@ -138,6 +138,59 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_reset_at_any_moment_is_passed_on_behind_what_came_before_it(
+        ops in ops(), from_client in any::<bool>(), read_size in 1usize..3000, read_late in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (client, server, relaying, record) = tcp_pair().await;
+            let (mut breaking, mut other) = if from_client { (client, server) } else { (server, client) };
+            let data = pattern(5, total(&ops));
+            let breaker = tokio::spawn({
+                let data = data.clone();
+                async move {
+                    let mut at = 0;
+                    for op in ops {
+                        match op {
+                            Op::Write(n) => {
+                                breaking.write_all(&data[at..at + n]).await.unwrap();
+                                at += n;
+                            }
+                            Op::Yield => tokio::task::yield_now().await,
+                        }
+                    }
+                    breaking.set_zero_linger().unwrap();
+                }
+            });
+            if read_late {
+                breaker.await.unwrap();
+            }
+            let mut received = Vec::new();
+            let mut buf = vec![0; read_size];
+            let end = loop {
+                match other.read(&mut buf).await {
+                    Ok(0) => break Ok(()),
+                    Ok(n) => received.extend_from_slice(&buf[..n]),
+                    Err(error) => break Err(error.kind()),
+                }
+            };
+            assert_eq!(end, Err(io::ErrorKind::ConnectionReset), "a break must not look like an end");
+            assert!(data.starts_with(&received), "{} of {} bytes", received.len(), data.len());
+            let relayed = relaying.await.unwrap();
+            let reset = if from_client { EndReason::ClientReset } else { EndReason::UpstreamReset };
+            assert_eq!(relayed.reason, reset);
+            let passed_on = if from_client { relayed.up } else { relayed.down };
+            assert!(passed_on >= received.len() as u64);
+            let counted = if from_client { record.bytes_read() } else { record.bytes_written() };
+            assert!(counted >= received.len() as u64);
+        });
+    }
+}
+
 /// Two real TCP connections with the relay between them; small buffers make partial writes the rule.
 async fn tcp_pair() -> (
     TcpStream,
@@ -344,6 +397,68 @@ async fn silence_ends_a_connection_with_an_idle_limit_and_traffic_keeps_it() {
         server.read_exact(&mut [0]).await.unwrap();
     }
     assert_eq!(relaying.await.unwrap().reason, EndReason::IdleTimeout);
+}
+
+#[tokio::test]
+async fn a_peer_that_never_pauses_does_not_silence_the_others() {
+    let (ours, mut client) = tokio::io::duplex(1024 * 1024);
+    let quiet_answer = b"heard";
+    let (theirs, mut quiet) = tokio::io::duplex(64);
+    let peers = [
+        Transport::new(Io::Layer(Box::new(Endless)), None),
+        layer(theirs).0,
+    ];
+    let relaying = tokio::spawn(relay(layer(ours).0, peers, NO_LIMITS));
+    quiet.write_all(quiet_answer).await.unwrap();
+    let mut buf = vec![0; 64 * 1024];
+    let heard = async {
+        loop {
+            let n = client.read(&mut buf).await.unwrap();
+            if buf[..n]
+                .windows(quiet_answer.len())
+                .any(|w| w == quiet_answer)
+            {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), heard)
+        .await
+        .unwrap();
+    relaying.abort();
+}
+
+/// A peer that sends without pause and takes everything.
+struct Endless;
+
+impl AsyncRead for Endless {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let n = buf.remaining();
+        buf.put_slice(&vec![0; n]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Endless {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// Datagrams in, datagrams out, through shared queues.
