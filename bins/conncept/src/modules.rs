@@ -66,13 +66,14 @@ struct Family {
 
 const MATCHERS: &str = "layer4.matchers";
 const HANDLERS: &str = "layer4.handlers";
+const APPS: &str = "";
 
 const FAMILIES: &[Family] = &[
     Family {
         feature: "tls",
         built: cfg!(feature = "tls"),
         copyleft: false,
-        modules: &[(MATCHERS, "tls")],
+        modules: &[(MATCHERS, "tls"), (HANDLERS, "tls"), (APPS, "tls")],
     },
     Family {
         feature: "http",
@@ -151,10 +152,12 @@ mod tests {
         builtin(&mut reg);
         assert_eq!(reg.conflicts(), &[] as &[String]);
         let top_level = |id: &str| {
-            [MATCHERS, HANDLERS].iter().any(|ns| {
-                id.strip_prefix(ns)
-                    .is_some_and(|name| name.starts_with('.'))
-            })
+            !id.contains('.')
+                || [MATCHERS, HANDLERS].iter().any(|ns| {
+                    id.strip_prefix(ns)
+                        .and_then(|name| name.strip_prefix('.'))
+                        .is_some()
+                })
         };
         let present: BTreeSet<String> = reg
             .modules()
@@ -165,7 +168,10 @@ mod tests {
             .iter()
             .filter(|family| family.built)
             .flat_map(|family| family.modules)
-            .map(|(namespace, name)| format!("{namespace}.{name}"))
+            .map(|(namespace, name)| match *namespace {
+                APPS => (*name).to_owned(),
+                _ => format!("{namespace}.{name}"),
+            })
             .collect();
         assert_eq!(present, listed);
     }

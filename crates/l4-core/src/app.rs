@@ -14,6 +14,9 @@ use crate::registry::Registry;
 use crate::server::DEFAULT_IDLE_TIMEOUT;
 use crate::{Generation, Program, Server};
 
+/// The application that all others are there for. Not a module: it is what is loaded.
+pub(crate) const LAYER4: &str = "layer4";
+
 /// How long connections may go on after the process was told to stop, unless configured.
 pub const DEFAULT_GRACE_PERIOD: Duration = Duration::from_secs(5);
 
@@ -146,12 +149,14 @@ impl App {
                     not_yet(cx, name, raw.node());
                 }
             }
-            for (name, node) in root.apps.iter().flat_map(ModuleMap::iter) {
-                if name == "layer4" {
+            let apps = root.apps.unwrap_or_default();
+            cx.configure_apps(apps.iter());
+            for (name, node) in apps.iter() {
+                if name == LAYER4 {
                     layer4 = Some(node);
                 } else {
-                    let error = document.key_error(node, format!("unknown module: {name}"));
-                    let _ = cx.report(error.help("the applications of this build are: layer4"));
+                    // What is wrong with it was reported; layer4 is checked all the same.
+                    let _ = cx.make_app(name, node);
                 }
             }
         }

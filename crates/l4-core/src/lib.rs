@@ -30,7 +30,7 @@ pub use matcher::{Cost, Dimension, Keys, Matcher, Verdict, View};
 pub use parsed::{Fact, Parsed};
 pub use placeholder::{Placeholder, Template};
 pub use provision::{Provision, Rejected};
-pub use registry::{HandlerModule, Kind, MatcherModule, Origin, Registry};
+pub use registry::{AppModule, HandlerModule, Kind, MatcherModule, Origin, Registry};
 pub use route::Program;
 pub use server::Server;
 

@@ -1,6 +1,9 @@
 //! Provisioning: from the configuration tree to matchers, handlers and programs, with every error reported in place.
 
+use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -11,7 +14,7 @@ use crate::config::{
     At, ConfigError, Document, GoDuration, ModuleMap, Node, Value, decode, decode_sound,
 };
 use crate::placeholder::{self, Template};
-use crate::registry::{Kind, Registry};
+use crate::registry::{AppModule, Apps, Kind, Registry, module_id};
 
 /// A module or a part of it was refused, and the reason was reported.
 ///
@@ -45,6 +48,10 @@ pub struct Provision<'a> {
     node: Node,
     route: String,
     starts: Vec<Start>,
+    /// Where the document configures applications.
+    configured: BTreeMap<Box<str>, Node>,
+    /// Those made so far, and those refused.
+    apps: BTreeMap<Box<str>, Result<Arc<dyn Any + Send + Sync>, Rejected>>,
 }
 
 impl<'a> Provision<'a> {
@@ -59,6 +66,8 @@ impl<'a> Provision<'a> {
             node: document.root(),
             route: String::new(),
             starts: Vec::new(),
+            configured: BTreeMap::new(),
+            apps: BTreeMap::new(),
         }
     }
 
@@ -245,7 +254,10 @@ impl<'a> Provision<'a> {
         if matches!(self.document.value(node), Value::Null) {
             return Err(self.reject_help(
                 node,
-                format!("module value cannot be null: {}.{name}", K::NAMESPACE),
+                format!(
+                    "module value cannot be null: {}",
+                    module_id(K::NAMESPACE, name)
+                ),
                 "write {} (or [] for http and not) for a module without options",
             ));
         }
@@ -253,9 +265,53 @@ impl<'a> Provision<'a> {
         let built = self.registry.build::<K>(name, node, self);
         self.node = outer;
         built.unwrap_or_else(|| {
-            let message = format!("unknown module: {}.{name}", K::NAMESPACE);
+            let message = format!("unknown module: {}", module_id(K::NAMESPACE, name));
             let error = self.document.key_error(node, message);
             Err(self.report(error.help(self.registry.explain_missing(K::NAMESPACE, name))))
+        })
+    }
+
+    /// Says which applications the document configures, before any is made.
+    pub(crate) fn configure_apps<'n>(&mut self, apps: impl Iterator<Item = (&'n str, Node)>) {
+        self.configured = apps.map(|(name, node)| (name.into(), node)).collect();
+    }
+
+    /// Makes the application `name` from the value at `node`, unless that was done.
+    pub(crate) fn make_app(
+        &mut self,
+        name: &str,
+        node: Node,
+    ) -> Result<Arc<dyn Any + Send + Sync>, Rejected> {
+        if let Some(made) = self.apps.get(name) {
+            return made.clone();
+        }
+        let made = self.module::<Apps>(name, node).map(Arc::from);
+        self.apps.insert(name.into(), made.clone());
+        made
+    }
+
+    /// The application `A` of this configuration, which all who ask for it share. One that is not configured is made
+    /// from its defaults.
+    ///
+    /// # Errors
+    /// It was refused, and the reason was reported.
+    pub fn app<A: AppModule>(&mut self) -> Result<Arc<A>, Rejected> {
+        let made = match self.configured.get(A::NAME).copied() {
+            Some(node) => self.make_app(A::NAME, node)?,
+            None => match self.apps.get(A::NAME) {
+                Some(made) => made.clone()?,
+                None => {
+                    let made: Result<Arc<dyn Any + Send + Sync>, _> =
+                        A::provision(A::Config::default(), self).map(|app| Arc::new(app) as _);
+                    self.apps.insert(A::NAME.into(), made.clone());
+                    made?
+                }
+            },
+        };
+        let node = self.node;
+        made.downcast().map_err(|_| {
+            // Two crates that register one name are a conflict, and a build with conflicts does not start.
+            self.reject(node, format!("the application {} is another one", A::NAME))
         })
     }
 

@@ -35,6 +35,31 @@ impl Kind for Handlers {
     type Object = dyn Handler;
 }
 
+/// The applications beside `layer4`: the members of `apps`. Their ids have no namespace in front.
+pub enum Apps {}
+
+impl Kind for Apps {
+    const NAMESPACE: &'static str = "";
+    type Object = dyn Any + Send + Sync;
+}
+
+/// An application: what several modules of a configuration share, such as certificates.
+///
+/// There is at most one per configuration. Modules ask for it with [`Provision::app`]; if the document does not
+/// configure it, it is made from the default of its configuration then.
+pub trait AppModule: Any + Send + Sync + Sized {
+    /// The name in JSON.
+    const NAME: &'static str;
+    /// The JSON value, decoded.
+    type Config: DeserializeOwned + Default;
+
+    /// Makes the application. May read files; must not open sockets, start tasks or write anything.
+    ///
+    /// # Errors
+    /// [`Rejected`] once the reason was reported to `cx`.
+    fn provision(config: Self::Config, cx: &mut Provision<'_>) -> Result<Self, Rejected>;
+}
+
 /// A matcher that can be configured.
 pub trait MatcherModule: Matcher + Sized {
     /// The name in JSON.
@@ -143,6 +168,13 @@ impl Registry {
         })
     }
 
+    /// Enters an application.
+    pub fn app<A: AppModule>(&mut self) -> &mut Self {
+        self.add::<Apps, A::Config>(A::NAME, |config, cx| {
+            Ok(Box::new(A::provision(config, cx)?))
+        })
+    }
+
     /// Enters a module of any namespace that is written as a member of a module map (`{"NAME": CONFIG}`).
     pub fn add<K: Kind, C: DeserializeOwned>(
         &mut self,
@@ -189,8 +221,8 @@ impl Registry {
         let builder = Box::new(Builder::<K>(Box::new(build)));
         match self.entries.get(&(K::NAMESPACE, name)) {
             Some(first) => self.conflicts.push(format!(
-                "module {}.{name} is registered twice: by {} {} and by {} {}",
-                K::NAMESPACE,
+                "module {} is registered twice: by {} {} and by {} {}",
+                module_id(K::NAMESPACE, name),
                 first.origin.package,
                 first.origin.version,
                 origin.package,
@@ -235,7 +267,7 @@ impl Registry {
         self.entries
             .iter()
             .map(|((namespace, name), entry)| ModuleInfo {
-                id: format!("{namespace}.{name}"),
+                id: module_id(namespace, name),
                 origin: entry.origin,
             })
     }
@@ -271,11 +303,15 @@ impl Registry {
                 "this build was made without it; add it with: cargo xtask build --with {feature}"
             );
         }
-        let names: Vec<&str> = self
-            .entries
-            .keys()
-            .filter(|(ns, _)| *ns == namespace)
-            .map(|(_, n)| *n)
+        let layer4 = (namespace == Apps::NAMESPACE).then_some(crate::app::LAYER4);
+        let names: Vec<&str> = layer4
+            .into_iter()
+            .chain(
+                self.entries
+                    .keys()
+                    .filter(|(ns, _)| *ns == namespace)
+                    .map(|(_, n)| *n),
+            )
             .collect();
         let known = self
             .absent
@@ -289,5 +325,13 @@ impl Registry {
             ),
             None => format!("this build has: {}", names.join(", ")),
         }
+    }
+}
+
+/// Namespace and name; applications have no namespace.
+pub(crate) fn module_id(namespace: &str, name: &str) -> String {
+    match namespace {
+        "" => name.to_owned(),
+        _ => format!("{namespace}.{name}"),
     }
 }

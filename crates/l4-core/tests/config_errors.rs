@@ -122,7 +122,7 @@ fn unknown_modules_are_named_with_the_nearest_or_how_to_build_them_in() {
         r#"{"apps": {«"http": {}}}"#,
         "/apps/http",
         "unknown module: http",
-        "the applications of this build are: layer4",
+        "this build has: layer4",
     );
 }
 

@@ -1,25 +1,41 @@
-//! TLS for Conncept: recognising a ClientHello and routing by what it says.
+//! TLS for Conncept: recognising a ClientHello, routing by what it says, and terminating TLS.
 //!
-//! The matcher `tls` and the modules of `tls.handshake_match` that it is made of, the placeholders
-//! `{l4.tls.server_name}` and `{l4.tls.version}`, and the parser behind them. Nothing here decrypts: a hello is read
-//! from the unread bytes and stays there for whoever handles the connection.
+//! The matcher `tls` and the modules of `tls.handshake_match` that it is made of, the placeholders `{l4.tls.*}`, and the
+//! parser behind them: a hello is read from the unread bytes and stays there for whoever handles the connection. The
+//! handler `tls` is one who does: it chooses a connection policy and a certificate by the hello, and then lets rustls
+//! speak. Certificates come from the application `tls`, which reads them when the configuration is loaded; none are
+//! obtained or renewed.
 //!
 //! Start reading at [`ClientHello`], then [`MatchTls`], then [`HandshakeMatch`], the trait that a further condition on
-//! a hello implements.
+//! a hello implements; for termination at [`TlsTerminate`], then [`Certificates`].
 
+mod app;
+mod certs;
+mod client_auth;
 mod client_hello;
 mod handshake_match;
+mod info;
 mod matcher;
+mod pem;
 mod placeholders;
+mod policy;
 mod records;
+mod terminate;
 
+pub use app::{TlsApp, TlsAppConfig};
+pub use certs::{Certificate, CertificateError, Certificates};
+pub use client_auth::{ClientVerifiers, LeafLoaders, TrustPools, VerifyClient};
 pub use client_hello::ClientHello;
 pub use handshake_match::{
     AlpnConfig, HandshakeMatch, HandshakeMatchers, HandshakeScope, LocalIpConfig, MatchAlpn,
     MatchLocalIp, MatchRemoteIp, MatchSni, MatchSniRegexp, RemoteIpConfig, SniConfig,
     SniRegexpConfig,
 };
+pub use info::TlsInfo;
 pub use matcher::MatchTls;
+pub use pem::PemError;
+pub use policy::PolicyConfig;
+pub use terminate::{DEFAULT_HANDSHAKE_TIMEOUT, TerminateConfig, TlsTerminate};
 
 use l4_core::Registry;
 
@@ -27,6 +43,9 @@ use l4_core::Registry;
 pub fn register(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.matcher::<MatchTls>();
+    reg.handler::<TlsTerminate>();
+    reg.app::<TlsApp>();
+    client_auth::register(reg);
     handshake_match::register(reg);
     reg.placeholders("l4.tls.", placeholders::source);
 }

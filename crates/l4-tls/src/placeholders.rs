@@ -1,4 +1,4 @@
-//! `{l4.tls.server_name}` and `{l4.tls.version}`, from the hello that a matcher has parsed.
+//! `{l4.tls.*}`: what a handshake agreed on, or what the hello that a matcher has parsed says.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -7,17 +7,40 @@ use l4_core::Placeholder;
 use l4_core::placeholder::Scope;
 
 use crate::ClientHello;
+use crate::info::{ClientField, TlsInfo};
 
-/// The placeholder `name` of `l4.tls.`.
+/// The placeholder `name` of `l4.tls.`, in any case.
 pub(crate) fn source(name: &str) -> Option<Arc<dyn Placeholder>> {
-    let write: fn(&ClientHello, &mut String) = match name {
-        "server_name" => |hello, out| out.push_str(hello.server_name().unwrap_or_default()),
-        "version" => |hello, out| write_version(hello.version(), out),
+    let name = name.to_ascii_lowercase();
+    if let Some(field) = name.strip_prefix("client.") {
+        let field = ClientField::named(field)?;
+        return Some(Arc::new(move |scope: &Scope<'_>, out: &mut String| {
+            if let Some(info) = scope.extension::<TlsInfo>() {
+                info.write_client(field, out);
+            }
+        }));
+    }
+    let agreed: fn(&TlsInfo, &mut String) = match &*name {
+        "server_name" => |info, out| out.push_str(info.server_name()),
+        "version" => |info, out| out.push_str(info.version()),
+        "cipher_suite" => |info, out| out.push_str(info.cipher_suite()),
+        "proto" => |info, out| out.push_str(&info.protocol()),
+        "proto_mutual" => |_, out| out.push_str("true"),
+        "resumed" => |info, out| out.push_str(if info.resumed() { "true" } else { "false" }),
+        "ech" => |_, out| out.push_str("false"),
         _ => return None,
     };
+    let offered: fn(&ClientHello, &mut String) = match &*name {
+        "server_name" => |hello, out| out.push_str(hello.server_name().unwrap_or_default()),
+        "version" => |hello, out| write_version(hello.version(), out),
+        _ => |_, _| {},
+    };
     Some(Arc::new(move |scope: &Scope<'_>, out: &mut String| {
-        if let Some(hello) = scope.known_fact::<ClientHello>() {
-            write(hello, out);
+        // What was agreed on counts, whatever an outer or inner hello offered.
+        if let Some(info) = scope.extension::<TlsInfo>() {
+            agreed(info, out);
+        } else if let Some(hello) = scope.known_fact::<ClientHello>() {
+            offered(hello, out);
         }
     }))
 }

@@ -1,0 +1,387 @@
+//! Client certificates: who must show one, and what it is checked against.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use l4_core::Kind;
+use l4_core::prelude::*;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    SignatureScheme,
+};
+use serde::Deserialize;
+
+use crate::app::{pem_files, read_file};
+use crate::pem;
+use crate::policy::provider;
+
+/// The namespace `tls.ca_pool.source`: certificates of authorities that are trusted.
+pub enum TrustPools {}
+
+impl Kind for TrustPools {
+    const NAMESPACE: &'static str = "tls.ca_pool.source";
+    type Object = Vec<CertificateDer<'static>>;
+}
+
+/// The namespace `tls.client_auth.verifier`: further checks on the certificate of a client.
+pub enum ClientVerifiers {}
+
+impl Kind for ClientVerifiers {
+    const NAMESPACE: &'static str = "tls.client_auth.verifier";
+    type Object = dyn VerifyClient;
+}
+
+/// The namespace `tls.leaf_cert_loader`: certificates of single clients.
+pub enum LeafLoaders {}
+
+impl Kind for LeafLoaders {
+    const NAMESPACE: &'static str = "tls.leaf_cert_loader";
+    type Object = Vec<CertificateDer<'static>>;
+}
+
+/// A further check on the certificate of a client.
+pub trait VerifyClient: Send + Sync + 'static {
+    /// Whether it passes.
+    ///
+    /// # Errors
+    /// Why it does not, for the log.
+    fn verify(&self, leaf: &CertificateDer<'_>) -> Result<(), &'static str>;
+}
+
+/// Whether clients must show certificates, and which.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClientAuthConfig {
+    /// `request` (ask, check nothing), `require` (any will do), `verify_if_given` or `require_and_verify`. Default:
+    /// `require_and_verify` if certificates to trust are given, else `require`.
+    #[serde(default)]
+    mode: Option<At<String>>,
+    /// The authorities that are trusted, such as `{"provider": "file", "pem_files": ["/etc/ssl/clients.pem"]}`.
+    #[serde(default)]
+    ca: Option<RawNode>,
+    /// Deprecated: write `ca` with the provider `inline`.
+    #[serde(default)]
+    trusted_ca_certs: Option<Vec<At<String>>>,
+    /// Deprecated: write `ca` with the provider `file`.
+    #[serde(default)]
+    trusted_ca_certs_pem_files: Option<Vec<At<String>>>,
+    /// Deprecated: write `verifiers` with the verifier `leaf`.
+    #[serde(default)]
+    trusted_leaf_certs: Option<Vec<At<String>>>,
+    /// Further checks; all must pass. Only `leaf` exists: the certificate must be one of those listed.
+    #[serde(default)]
+    verifiers: Option<Vec<RawNode>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Request,
+    Require,
+    VerifyIfGiven,
+    RequireAndVerify,
+}
+
+impl ClientAuthConfig {
+    /// `None` if nothing is set, which turns it off.
+    pub(crate) fn provision(
+        self,
+        cx: &mut Provision<'_>,
+    ) -> Result<Option<Arc<ClientVerifier>>, Rejected> {
+        let has = |list: &Option<Vec<At<String>>>| list.as_ref().is_some_and(|l| !l.is_empty());
+        let deprecated = has(&self.trusted_ca_certs) || has(&self.trusted_ca_certs_pem_files);
+        if let (Some(ca), true) = (&self.ca, deprecated) {
+            return Err(cx.reject(
+                ca.node(),
+                "conflicting config for client authentication trust CA",
+            ));
+        }
+        let has_leaves = has(&self.trusted_leaf_certs);
+        let verifiers = self.verifiers.unwrap_or_default();
+        let has_pool = self.ca.is_some() || deprecated;
+        if self.mode.is_none() && !has_pool && !has_leaves && verifiers.is_empty() {
+            return Ok(None);
+        }
+        let mode_node = self.mode.as_ref().map_or(cx.node(), At::node);
+        let mode = match self.mode.as_ref().map(|mode| mode.as_str()) {
+            None | Some("") if has_pool || has_leaves => Ok(Mode::RequireAndVerify),
+            None | Some("") | Some("require") => Ok(Mode::Require),
+            Some("request") => Ok(Mode::Request),
+            Some("verify_if_given") => Ok(Mode::VerifyIfGiven),
+            Some("require_and_verify") => Ok(Mode::RequireAndVerify),
+            Some(other) => Err(cx.reject_help(
+                mode_node,
+                format!("client auth mode not recognized: {other}"),
+                "valid: request, require, verify_if_given, require_and_verify",
+            )),
+        };
+        let mut pool = Vec::new();
+        if let Some(ca) = self.ca {
+            pool.extend(*cx.inline::<TrustPools>(ca.node(), "provider")?);
+        }
+        pool.extend(base64_certificates(
+            self.trusted_ca_certs.unwrap_or_default(),
+            cx,
+        )?);
+        pool.extend(certificate_files(
+            self.trusted_ca_certs_pem_files.unwrap_or_default(),
+            cx,
+        )?);
+        let mut checks = cx.all(verifiers, |cx, raw| {
+            cx.inline::<ClientVerifiers>(raw.node(), "verifier")
+        })?;
+        if let Some(leaves) = self.trusted_leaf_certs.filter(|leaves| !leaves.is_empty()) {
+            if let Some(first) = leaves.first() {
+                cx.warn(
+                    first.node(),
+                    "trusted_leaf_certs is deprecated: write verifiers with the verifier leaf",
+                );
+            }
+            checks.push(Box::new(Leaf(base64_certificates(leaves, cx)?)));
+        }
+        let mode = mode?;
+        let verified = matches!(mode, Mode::VerifyIfGiven | Mode::RequireAndVerify);
+        if verified && pool.is_empty() {
+            return Err(cx.reject_help(
+                mode_node,
+                "the system's authorities are not in this build yet",
+                "name the authorities to trust in ca",
+            ));
+        }
+        let chain = if verified {
+            let mut roots = RootCertStore::empty();
+            for certificate in pool {
+                roots
+                    .add(certificate)
+                    .map_err(|error| cx.reject(mode_node, error.to_string()))?;
+            }
+            let built =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider()))
+                    .build();
+            Some(built.map_err(|error| cx.reject(mode_node, error.to_string()))?)
+        } else {
+            None
+        };
+        Ok(Some(Arc::new(ClientVerifier {
+            mandatory: matches!(mode, Mode::Require | Mode::RequireAndVerify),
+            chain,
+            checks,
+            algorithms: provider().signature_verification_algorithms,
+        })))
+    }
+}
+
+/// What rustls asks about the certificate of a client.
+pub(crate) struct ClientVerifier {
+    mandatory: bool,
+    /// Checks the chain; without it any chain will do.
+    chain: Option<Arc<dyn ClientCertVerifier>>,
+    checks: Vec<Box<dyn VerifyClient>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl fmt::Debug for ClientVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientVerifier")
+            .field("mandatory", &self.mandatory)
+            .field("chain", &self.chain)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        match &self.chain {
+            Some(chain) => chain.root_hint_subjects(),
+            None => &[],
+        }
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        if let Some(chain) = &self.chain {
+            chain.verify_client_cert(leaf, intermediates, now)?;
+        }
+        for check in &self.checks {
+            check.verify(leaf).map_err(|why| {
+                Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(
+                    std::io::Error::other(why),
+                ))))
+            })?;
+        }
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, leaf, signed, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, leaf, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// The verifier `leaf`: exactly these certificates.
+struct Leaf(Vec<CertificateDer<'static>>);
+
+impl VerifyClient for Leaf {
+    fn verify(&self, leaf: &CertificateDer<'_>) -> Result<(), &'static str> {
+        match self.0.iter().any(|known| **known == **leaf) {
+            true => Ok(()),
+            false => Err("client leaf certificate failed validation"),
+        }
+    }
+}
+
+/// Authorities given in the configuration.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InlinePoolConfig {
+    /// Certificates: DER in base64.
+    trusted_ca_certs: Vec<At<String>>,
+}
+
+/// Authorities in files.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilePoolConfig {
+    /// PEM files, such as `["/etc/ssl/clients.pem"]`; blocks other than certificates are passed over.
+    pem_files: Vec<At<String>>,
+}
+
+/// The certificate must be one of those that the loaders give.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LeafConfig {
+    /// Where the certificates come from: `file`, `folder`, `pem`.
+    leaf_certs_loaders: Vec<RawNode>,
+}
+
+/// Certificates in PEM files.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LeafFilesConfig {
+    /// The files.
+    files: Vec<At<String>>,
+}
+
+/// Certificates in folders.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LeafFoldersConfig {
+    /// The folders, searched with all folders in them for files ending in `.pem`.
+    folders: Vec<At<String>>,
+}
+
+/// Certificates in the configuration.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LeafPemConfig {
+    /// PEM texts.
+    certificates: Vec<At<String>>,
+}
+
+pub(crate) fn register(reg: &mut Registry) {
+    reg.add_inline::<TrustPools, _>("inline", "provider", |config: InlinePoolConfig, cx| {
+        base64_certificates(config.trusted_ca_certs, cx).map(Box::new)
+    });
+    reg.add_inline::<TrustPools, _>("file", "provider", |config: FilePoolConfig, cx| {
+        certificate_files(config.pem_files, cx).map(Box::new)
+    });
+    reg.add_inline::<ClientVerifiers, _>("leaf", "verifier", |config: LeafConfig, cx| {
+        let loaded = cx.all(config.leaf_certs_loaders, |cx, raw| {
+            cx.inline::<LeafLoaders>(raw.node(), "loader")
+        })?;
+        Ok(Box::new(Leaf(
+            loaded.into_iter().flat_map(|l| *l).collect(),
+        )))
+    });
+    reg.add_inline::<LeafLoaders, _>("file", "loader", |config: LeafFilesConfig, cx| {
+        certificate_files(config.files, cx).map(Box::new)
+    });
+    reg.add_inline::<LeafLoaders, _>("folder", "loader", |config: LeafFoldersConfig, cx| {
+        let loaded = cx.all(config.folders, |cx, folder| {
+            let root = cx.expand_known(&folder)?;
+            read_folder(Path::new(&root))
+                .map_err(|error| cx.reject(folder.node(), format!("reading {root}: {error}")))
+        })?;
+        Ok(Box::new(loaded.into_iter().flatten().collect()))
+    });
+    reg.add_inline::<LeafLoaders, _>("pem", "loader", |config: LeafPemConfig, cx| {
+        let loaded = cx.all(config.certificates, |cx, text| {
+            let expanded = cx.expand_known(&text)?;
+            pem::certificates(expanded.as_bytes())
+                .map_err(|error| cx.reject(text.node(), error.to_string()))
+        })?;
+        Ok(Box::new(loaded.into_iter().flatten().collect()))
+    });
+}
+
+fn read_folder(root: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let mut found = Vec::new();
+    for file in pem_files(root).map_err(|error| error.to_string())? {
+        let named = |error: &dyn fmt::Display| format!("{}: {error}", file.display());
+        let text = std::fs::read(&file).map_err(|error| named(&error))?;
+        found.extend(pem::certificates(&text).map_err(|error| named(&error))?);
+    }
+    Ok(found)
+}
+
+fn certificate_files(
+    files: Vec<At<String>>,
+    cx: &mut Provision<'_>,
+) -> Result<Vec<CertificateDer<'static>>, Rejected> {
+    let loaded = cx.all(files, |cx, file| {
+        let text = read_file(&file, cx)?;
+        pem::certificates(&text)
+            .map_err(|error| cx.reject(file.node(), format!("{}: {error}", *file)))
+    })?;
+    Ok(loaded.into_iter().flatten().collect())
+}
+
+fn base64_certificates(
+    texts: Vec<At<String>>,
+    cx: &mut Provision<'_>,
+) -> Result<Vec<CertificateDer<'static>>, Rejected> {
+    let loaded = cx.all(texts.into_iter().enumerate(), |cx, (i, text)| {
+        // PEM is base64 between two lines.
+        let armored = format!(
+            "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+            *text
+        );
+        pem::certificates(armored.as_bytes()).map_err(|error| {
+            cx.reject(
+                text.node(),
+                format!("parsing certificate at index {i}: {error}"),
+            )
+        })
+    })?;
+    Ok(loaded.into_iter().flatten().collect())
+}

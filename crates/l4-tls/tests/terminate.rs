@@ -1,0 +1,770 @@
+//! The handler `tls` and the application `tls`, against rustls as the client.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::{Arc, Mutex};
+
+use l4_core::Registry;
+use l4_testkit::{Client, connection, load};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, ProtocolVersion, SignatureScheme};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// A certificate in PEM with its key.
+struct Pair {
+    certificate: String,
+    key: String,
+    der: CertificateDer<'static>,
+    key_der: Vec<u8>,
+}
+
+fn params(names: &[&str]) -> CertificateParams {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params
+}
+
+fn self_signed(params: CertificateParams) -> Pair {
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    Pair {
+        certificate: certificate.pem(),
+        key: key.serialize_pem(),
+        der: certificate.der().clone(),
+        key_der: key.serialize_der(),
+    }
+}
+
+fn pair(names: &[&str]) -> Pair {
+    self_signed(params(names))
+}
+
+impl Pair {
+    fn pem(&self) -> Value {
+        json!({"certificate": self.certificate, "key": self.key})
+    }
+
+    fn client_auth(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let key = PrivatePkcs8KeyDer::from(self.key_der.clone());
+        (vec![self.der.clone()], key.into())
+    }
+}
+
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let mut params = params(&[]);
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn client(&self, name: &str) -> Pair {
+        let mut params = params(&["client.example"]);
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "Org, Inc");
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.serial_number = Some(1234_u64.to_be_bytes().to_vec().into());
+        params
+            .extended_key_usages
+            .push(rcgen::ExtendedKeyUsagePurpose::ClientAuth);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        Pair {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+            der: certificate.der().clone(),
+            key_der: key.serialize_der(),
+        }
+    }
+
+    /// PEM without its first and last line.
+    fn base64(&self) -> String {
+        let pem = self.0.pem();
+        pem.lines().filter(|line| !line.starts_with('-')).collect()
+    }
+}
+
+fn register(reg: &mut Registry) {
+    l4_std::register(reg);
+    l4_tls::register(reg);
+}
+
+fn config(certificates: &[&Pair], handlers: Value) -> String {
+    let loaded: Vec<Value> = certificates.iter().map(|pair| pair.pem()).collect();
+    json!({"apps": {
+        "tls": {"certificates": {"load_pem": loaded}},
+        "layer4": {"servers": {"test": {
+            "listen": ["127.0.0.1:1"], "routes": [{"handle": handlers}],
+        }}},
+    }})
+    .to_string()
+}
+
+/// One server, to which any number of clients connect.
+struct Server(Arc<l4_core::Server>);
+
+impl Server {
+    fn new(text: &str) -> Self {
+        let loaded = load(register, text);
+        let app = loaded
+            .app
+            .unwrap_or_else(|errors| panic!("{}", l4_core::config::Errors::from(errors)));
+        Self(app.listens[0].server.clone())
+    }
+
+    /// Terminates with `certificates` by `policies` and echoes.
+    fn echo(certificates: &[&Pair], policies: Value) -> Self {
+        Self::new(&config(
+            certificates,
+            json!([{"handler": "tls", "connection_policies": policies}, {"handler": "echo"}]),
+        ))
+    }
+
+    /// Answers with what placeholders stand for after termination.
+    fn tells(certificates: &[&Pair], policies: Value, text: &str) -> Self {
+        Self::new(&config(
+            certificates,
+            json!([
+                {"handler": "tls", "connection_policies": policies},
+                {"handler": "vars", "told": text},
+                {"handler": "respond", "body": "{l4.vars.told}"},
+            ]),
+        ))
+    }
+
+    fn raw(&self) -> Client {
+        let (conn, client) = connection(64 * 1024);
+        tokio::spawn(self.0.clone().serve(conn));
+        client
+    }
+
+    async fn connect(
+        &self,
+        client: &Arc<ClientConfig>,
+        name: &str,
+    ) -> std::io::Result<TlsStream<Client>> {
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        TlsConnector::from(client.clone())
+            .connect(name, self.raw())
+            .await
+    }
+
+    /// Connects and returns all that the server says.
+    async fn told(&self, client: &Arc<ClientConfig>, name: &str) -> std::io::Result<String> {
+        let mut stream = self.connect(client, name).await?;
+        let mut told = String::new();
+        stream.read_to_string(&mut told).await?;
+        Ok(told)
+    }
+}
+
+/// Accepts any certificate and remembers it.
+#[derive(Debug, Default)]
+struct Remember(Mutex<Option<CertificateDer<'static>>>);
+
+impl ServerCertVerifier for Remember {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        *self.0.lock().unwrap() = Some(leaf.clone().into_owned());
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        aws_lc_rs::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+struct Setup {
+    versions: &'static [&'static rustls::SupportedProtocolVersion],
+    alpn: &'static [&'static str],
+    sni: bool,
+    identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            versions: rustls::ALL_VERSIONS,
+            alpn: &[],
+            sni: true,
+            identity: None,
+        }
+    }
+}
+
+impl Setup {
+    fn build(self) -> (Arc<ClientConfig>, Arc<Remember>) {
+        let seen = Arc::new(Remember::default());
+        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(self.versions)
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(seen.clone());
+        let mut config = match self.identity {
+            Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap(),
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = self
+            .alpn
+            .iter()
+            .map(|name| name.as_bytes().to_vec())
+            .collect();
+        config.enable_sni = self.sni;
+        (Arc::new(config), seen)
+    }
+}
+
+fn client() -> Arc<ClientConfig> {
+    Setup::default().build().0
+}
+
+fn alpn(names: &'static [&'static str]) -> Arc<ClientConfig> {
+    let setup = Setup {
+        alpn: names,
+        ..Setup::default()
+    };
+    setup.build().0
+}
+
+const TLS12: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS12];
+const TLS13: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
+
+fn only(versions: &'static [&'static rustls::SupportedProtocolVersion]) -> Arc<ClientConfig> {
+    let setup = Setup {
+        versions,
+        ..Setup::default()
+    };
+    setup.build().0
+}
+
+#[tokio::test]
+async fn both_versions_carry_bytes_both_ways_and_end_with_close_notify() {
+    let server = Server::echo(&[&pair(&["a.test"])], json!([]));
+    for (versions, expected) in [
+        (TLS12, ProtocolVersion::TLSv1_2),
+        (TLS13, ProtocolVersion::TLSv1_3),
+    ] {
+        let mut stream = server.connect(&only(versions), "a.test").await.unwrap();
+        assert_eq!(stream.get_ref().1.protocol_version(), Some(expected));
+        let sent: Vec<u8> = (0..200_000_u32).map(|i| i as u8).collect();
+        let (mut from, mut to) = tokio::io::split(&mut stream);
+        let mut back = Vec::new();
+        let write = async {
+            to.write_all(&sent).await.unwrap();
+            // Half-close: what is still on its way back must arrive.
+            to.shutdown().await.unwrap();
+        };
+        // Without the server's close_notify this is an error.
+        let (_, read) = tokio::join!(write, from.read_to_end(&mut back));
+        read.unwrap();
+        assert_eq!(back, sent);
+    }
+}
+
+#[tokio::test]
+async fn versions_outside_the_policy_are_refused() {
+    let certificate = pair(&["a.test"]);
+    for (policy, refused, taken) in [
+        (json!([{"protocol_min": "tls1.3"}]), TLS12, TLS13),
+        (json!([{"protocol_max": "tls1.2"}]), TLS13, TLS12),
+    ] {
+        let server = Server::echo(&[&certificate], policy);
+        let error = server.connect(&only(refused), "a.test").await.unwrap_err();
+        assert!(error.to_string().contains("ProtocolVersion"), "{error}");
+        server.connect(&only(taken), "a.test").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn alpn_is_agreed_on_in_the_order_of_the_server() {
+    let certificate = pair(&["a.test"]);
+    let default = Server::echo(&[&certificate], json!([]));
+    let imap = Server::echo(&[&certificate], json!([{"alpn": ["imap", "h2"]}]));
+    let none = Server::echo(&[&certificate], json!([{"alpn": []}]));
+    for (server, offered, expected) in [
+        (&default, &["http/1.1", "h2"][..], Some("h2")),
+        (&default, &["imap"], None),
+        (&default, &[], None),
+        (&imap, &["h2", "imap"], Some("imap")),
+        (&imap, &["http/1.1"], None),
+        (&none, &["h2"], None),
+    ] {
+        let stream = server.connect(&alpn(offered), "a.test").await;
+        let stream = stream.unwrap_or_else(|error| panic!("{offered:?}: {error}"));
+        let agreed = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+        assert_eq!(
+            agreed.as_deref(),
+            expected.map(str::as_bytes),
+            "{offered:?}"
+        );
+    }
+    let error = imap.connect(&alpn(&["xmpp-client"]), "a.test").await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("NoApplicationProtocol"), "{error}");
+}
+
+#[tokio::test]
+async fn the_certificate_is_chosen_by_server_name() {
+    let [exact, wildcard, deep, fallback, address] = [
+        pair(&["a.test", "b.test"]),
+        pair(&["*.test"]),
+        pair(&["*.*.test"]),
+        pair(&["fallback.example"]),
+        self_signed({
+            let mut params = params(&[]);
+            params.subject_alt_names = vec![SanType::IpAddress("198.51.100.1".parse().unwrap())];
+            params
+        }),
+    ];
+    let all = [&exact, &wildcard, &deep, &fallback, &address];
+    let policies = json!([{"fallback_sni": "Fallback.example"}]);
+    let server = Server::echo(&all, policies);
+    for (name, expected) in [
+        ("a.test", &exact),
+        ("B.TEST", &exact),
+        ("c.test", &wildcard),
+        ("x.y.test", &deep),
+        ("other.example", &fallback),
+    ] {
+        let (client, seen) = Setup::default().build();
+        server.connect(&client, name).await.unwrap();
+        assert_eq!(
+            seen.0.lock().unwrap().as_ref(),
+            Some(&expected.der),
+            "{name}"
+        );
+    }
+    let without_name = || {
+        let setup = Setup {
+            sni: false,
+            ..Setup::default()
+        };
+        setup.build()
+    };
+    let (client, seen) = without_name();
+    server.connect(&client, "a.test").await.unwrap();
+    assert_eq!(seen.0.lock().unwrap().as_ref(), Some(&address.der));
+
+    let server = Server::echo(&[&wildcard, &exact], json!([{"default_sni": "b.test"}]));
+    let (client, seen) = without_name();
+    server.connect(&client, "a.test").await.unwrap();
+    assert_eq!(seen.0.lock().unwrap().as_ref(), Some(&exact.der));
+}
+
+#[tokio::test]
+async fn of_two_certificates_for_a_name_the_valid_and_then_the_selected_one_is_served() {
+    let mut expired = params(&["a.test"]);
+    expired.not_after = rcgen::date_time_ymd(2001, 1, 1);
+    expired.not_before = rcgen::date_time_ymd(2000, 1, 1);
+    expired.serial_number = Some(77_u64.to_be_bytes().to_vec().into());
+    let (expired, valid) = (self_signed(expired), pair(&["a.test"]));
+    for (policies, expected) in [
+        (json!([]), &valid),
+        (
+            json!([{"certificate_selection": {"serial_number": ["77"]}}]),
+            &expired,
+        ),
+    ] {
+        let server = Server::echo(&[&expired, &valid], policies);
+        let (client, seen) = Setup::default().build();
+        server.connect(&client, "a.test").await.unwrap();
+        assert_eq!(seen.0.lock().unwrap().as_ref(), Some(&expected.der));
+    }
+}
+
+#[tokio::test]
+async fn the_first_policy_that_matches_counts_and_without_one_the_client_is_refused() {
+    let certificate = pair(&["*.test"]);
+    let server = Server::echo(
+        &[&certificate],
+        json!([
+            {"match": {"sni": ["bad.test"]}, "drop": true},
+            {"match": {"sni": ["*.test"], "remote_ip": {"ranges": ["192.0.2.0/24"]}}, "alpn": ["one"]},
+            {"match": {"sni": ["two.test"]}, "alpn": ["two"]},
+        ]),
+    );
+    let stream = server
+        .connect(&alpn(&["two", "one"]), "two.test")
+        .await
+        .unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"one"[..]));
+    for name in ["bad.test", "other.example"] {
+        let error = server
+            .connect(&client(), name)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("InternalError"), "{name}: {error}");
+    }
+    let nothing = Server::echo(&[], json!([]));
+    let error = nothing
+        .connect(&client(), "a.test")
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("InternalError"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_not_tls_gets_an_alert() {
+    let server = Server::echo(&[&pair(&["a.test"])], json!([]));
+    for (bytes, alert) in [
+        (&b"GET / HTTP/1.1\r\n\r\n"[..], 10),
+        (&[22, 3, 1, 0, 5, 2, 0, 0, 1, 0], 50),
+    ] {
+        let mut client = server.raw();
+        client.write_all(bytes).await.unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, [21, 3, 3, 0, 2, 2, alert]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_stays_silent_is_let_go() {
+    let text = config(
+        &[&pair(&["a.test"])],
+        json!([{"handler": "tls", "handshake_timeout": "2s"}, {"handler": "echo"}]),
+    );
+    let server = Server::new(&text);
+    for first in [&[][..], &[22, 3, 1, 2, 0, 1, 0, 1, 0xFC]] {
+        let start = tokio::time::Instant::now();
+        let (conn, mut client) = connection(1024);
+        let record = conn.record().clone();
+        client.write_all(first).await.unwrap();
+        server.0.clone().serve(conn).await;
+        assert_eq!(start.elapsed().as_secs(), 2);
+        assert_eq!(
+            record.end_reason(),
+            Some(l4_core::EndReason::HandshakeTimeout)
+        );
+    }
+}
+
+#[tokio::test]
+async fn placeholders_say_what_was_agreed_on() {
+    let certificate = pair(&["a.test"]);
+    let text = "{l4.tls.version} {l4.tls.cipher_suite} {l4.tls.proto} {l4.tls.server_name} {l4.tls.RESUMED} \
+                {l4.tls.client.subject}";
+    let server = Server::tells(&[&certificate], json!([{"alpn": ["one"]}]), text);
+    let setup = Setup {
+        versions: TLS12,
+        alpn: &["one"],
+        ..Setup::default()
+    };
+    let told = server.told(&setup.build().0, "a.test").await.unwrap();
+    assert_eq!(
+        told,
+        "tls1.2 TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 one a.test false "
+    );
+}
+
+#[tokio::test]
+async fn sessions_are_resumed_unless_clients_authenticate() {
+    let certificate = pair(&["a.test"]);
+    let told = "{l4.tls.version} {l4.tls.resumed}";
+    for (versions, version) in [(TLS12, "tls1.2"), (TLS13, "tls1.3")] {
+        let server = Server::tells(&[&certificate], json!([]), told);
+        let client = only(versions);
+        for resumed in ["false", "true"] {
+            let told = server.told(&client, "a.test").await.unwrap();
+            assert_eq!(told, format!("{version} {resumed}"));
+        }
+        let policies = json!([{"client_authentication": {"mode": "request"}}]);
+        let server = Server::tells(&[&certificate], policies, told);
+        let client = only(versions);
+        for _ in 0..2 {
+            let told = server.told(&client, "a.test").await.unwrap();
+            assert_eq!(told, format!("{version} false"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn clients_authenticate_as_the_mode_says() {
+    let certificate = pair(&["a.test"]);
+    let (ours, foreign) = (Authority::new("Ours"), Authority::new("Foreign"));
+    let (good, bad) = (ours.client("good"), foreign.client("bad"));
+    let pool = json!({"provider": "inline", "trusted_ca_certs": [ours.base64()]});
+    let leaf = json!([{"verifier": "leaf", "leaf_certs_loaders": [
+        {"loader": "pem", "certificates": [bad.certificate]},
+    ]}]);
+    // Which of no certificate, a good one, and one of another authority are let in.
+    for (auth, expected) in [
+        (json!({}), [true, true, true]),
+        (json!({"mode": "request"}), [true, true, true]),
+        (json!({"mode": "require"}), [false, true, true]),
+        (
+            json!({"mode": "verify_if_given", "ca": pool}),
+            [true, true, false],
+        ),
+        (
+            json!({"mode": "require_and_verify", "ca": pool}),
+            [false, true, false],
+        ),
+        (json!({"ca": pool}), [false, true, false]),
+        (
+            json!({"trusted_ca_certs": [ours.base64()]}),
+            [false, true, false],
+        ),
+        (
+            json!({"mode": "request", "verifiers": leaf}),
+            [true, false, true],
+        ),
+        (
+            json!({"mode": "require", "verifiers": leaf}),
+            [false, false, true],
+        ),
+    ] {
+        let server = Server::echo(&[&certificate], json!([{"client_authentication": auth}]));
+        for versions in [TLS12, TLS13] {
+            for (who, expected) in [None, Some(&good), Some(&bad)].into_iter().zip(expected) {
+                let setup = Setup {
+                    versions,
+                    identity: who.map(Pair::client_auth),
+                    ..Setup::default()
+                };
+                // In TLS 1.3 the client learns only by reading that it was refused.
+                let taken = async {
+                    let mut stream = server.connect(&setup.build().0, "a.test").await?;
+                    stream.write_all(b"x").await?;
+                    stream.read_u8().await
+                };
+                assert_eq!(taken.await.is_ok(), expected, "{auth} {versions:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_certificate_of_a_client_is_readable() {
+    let authority = Authority::new("Ours");
+    let identity = authority.client("me").client_auth();
+    let text = "{l4.tls.client.serial}|{l4.tls.client.subject}|{l4.tls.client.issuer.common_name}|\
+                {l4.tls.client.san.dns_names}|{l4.tls.client.fingerprint}";
+    let policies = json!([{"client_authentication": {
+        "ca": {"provider": "inline", "trusted_ca_certs": [authority.base64()]},
+    }}]);
+    let server = Server::tells(&[&pair(&["a.test"])], policies, text);
+    let setup = Setup {
+        identity: Some(identity),
+        ..Setup::default()
+    };
+    let told = server.told(&setup.build().0, "a.test").await.unwrap();
+    let (told, fingerprint) = told.rsplit_once('|').unwrap();
+    assert_eq!(told, "1234|CN=me,O=Org\\, Inc|Ours|[client.example]");
+    assert_eq!(fingerprint.len(), 64);
+}
+
+#[tokio::test]
+async fn tls_inside_tls_is_told_apart() {
+    let (outer, inner) = (pair(&["outer.test"]), pair(&["inner.test"]));
+    let text = config(
+        &[&outer, &inner],
+        json!([
+            {"handler": "tls"},
+            {"handler": "tls"},
+            {"handler": "vars", "told": "{l4.tls.server_name}"},
+            {"handler": "respond", "body": "{l4.vars.told}"},
+        ]),
+    );
+    let server = Server::new(&text);
+    let stream = server.connect(&client(), "outer.test").await.unwrap();
+    let name = ServerName::try_from("inner.test").unwrap();
+    let connector = TlsConnector::from(client());
+    let mut stream = connector.connect(name, stream).await.unwrap();
+    let mut told = String::new();
+    stream.read_to_string(&mut told).await.unwrap();
+    assert_eq!(told, "inner.test");
+}
+
+#[test]
+fn files_and_folders_are_loaded_and_what_is_wrong_with_them_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (one, two) = (pair(&["a.test"]), pair(&["b.test"]));
+    std::fs::write(path("one.crt"), &one.certificate).unwrap();
+    std::fs::write(path("one.key"), &one.key).unwrap();
+    std::fs::write(path("two.key"), &two.key).unwrap();
+    std::fs::create_dir(path("all")).unwrap();
+    std::fs::write(path("all/two.PEM"), two.key.clone() + &two.certificate).unwrap();
+    std::fs::create_dir(path("broken")).unwrap();
+    std::fs::write(path("broken/b.pem"), &two.certificate).unwrap();
+
+    let errors = |tls: Value| {
+        let text = json!({"apps": {"tls": tls}}).to_string();
+        match load(register, &text).app {
+            Ok(_) => String::new(),
+            Err(errors) => l4_core::config::Errors::from(errors).to_string(),
+        }
+    };
+    let files = |certificate: &str, key: &str| {
+        let file = json!({"certificate": path(certificate), "key": path(key)});
+        errors(json!({"certificates": {"load_files": [file]}}))
+    };
+    assert_eq!(files("one.crt", "one.key"), "");
+    assert_eq!(
+        errors(json!({"certificates": {"load_folders": [path("all")]}})),
+        ""
+    );
+    for (said, expected) in [
+        (
+            files("one.crt", "two.key"),
+            "private key does not match public key",
+        ),
+        (files("one.key", "one.key"), "no certificate block found"),
+        (files("one.crt", "one.crt"), "no private key block found"),
+        (files("none", "one.key"), "reading "),
+        (
+            errors(json!({"certificates": {"load_folders": [path("broken")]}})),
+            "b.pem: private key: no private key block found",
+        ),
+        (
+            errors(json!({"certificates": {"load_files": [
+                {"certificate": "a", "key": "b", "format": "der"},
+            ]}})),
+            "unrecognized certificate/key encoding format: der",
+        ),
+        (
+            errors(json!({"certificates": {"automate": ["a.test"]}})),
+            "automate is not in this build yet",
+        ),
+        (
+            errors(json!({"automation": {}})),
+            "automation is not in this build yet",
+        ),
+        (
+            errors(json!({"certificate": {}})),
+            "unknown field \"certificate\"",
+        ),
+    ] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+}
+
+#[test]
+fn faulty_policies_are_refused() {
+    for (policy, expected) in [
+        (json!({"curves": ["x25518"]}), "unsupported curve: x25518"),
+        (
+            json!({"cipher_suites": ["TLS_RSA_WITH_AES_128_GCM_SHA256"]}),
+            "unsupported cipher suite: TLS_RSA_WITH_AES_128_GCM_SHA256",
+        ),
+        (
+            json!({"protocol_min": "tls1.1"}),
+            "unsupported protocol version: tls1.1",
+        ),
+        (
+            json!({"protocol_min": "tls1.3", "protocol_max": "tls1.2"}),
+            "protocol min (tls1.3) cannot be greater than protocol max (tls1.2)",
+        ),
+        (
+            json!({"client_authentication": {"mode": "always"}}),
+            "client auth mode not recognized: always",
+        ),
+        (
+            json!({"client_authentication": {
+                "ca": {"provider": "inline", "trusted_ca_certs": []}, "trusted_ca_certs": ["AAAA"],
+            }}),
+            "conflicting config for client authentication trust CA",
+        ),
+        (
+            json!({"client_authentication": {
+                "ca": {"provider": "inline", "trusted_ca_certs": ["*"]},
+            }}),
+            "parsing certificate at index 0",
+        ),
+        (
+            json!({"client_authentication": {"mode": "require_and_verify"}}),
+            "not in this build yet",
+        ),
+        (
+            json!({"handshake_context": {}}),
+            "handshake_context is not in this build yet",
+        ),
+        (json!({"protocol": "tls1.2"}), "unknown field \"protocol\""),
+    ] {
+        let text = config(
+            &[],
+            json!([{"handler": "tls", "connection_policies": [policy]}]),
+        );
+        let Err(errors) = load(register, &text).app else {
+            panic!("{policy} was accepted");
+        };
+        let said = l4_core::config::Errors::from(errors).to_string();
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+}
+
+#[test]
+fn suites_that_are_never_agreed_on_are_accepted_with_a_warning() {
+    let policy = json!({"cipher_suites": [
+        "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    ]});
+    let handlers = json!([{"handler": "tls", "connection_policies": [policy]}]);
+    let loaded = load(register, &config(&[&pair(&["a.test"])], handlers));
+    assert!(loaded.app.is_ok());
+    let warnings: Vec<String> = loaded.warnings.iter().map(|w| w.render()).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA is weak"));
+}
+
+#[test]
+fn tls_in_front_of_a_proxy_without_alpn_is_warned_about() {
+    let upstreams = json!([{"dial": ["127.0.0.1:1"]}]);
+    let warnings = |tls: Value| {
+        let handlers = json!([tls, {"handler": "proxy", "upstreams": upstreams}]);
+        let register = |reg: &mut Registry| {
+            register(reg);
+            l4_proxy::register(reg);
+        };
+        let loaded = load(register, &config(&[&pair(&["a.test"])], handlers));
+        assert!(loaded.app.is_ok());
+        loaded
+            .warnings
+            .iter()
+            .map(|w| w.render())
+            .collect::<String>()
+    };
+    let said = warnings(json!({"handler": "tls"}));
+    assert!(said.contains("without alpn"), "{said}");
+    let policies = json!([{"alpn": ["http/1.1"]}]);
+    let said = warnings(json!({"handler": "tls", "connection_policies": policies}));
+    assert_eq!(said, "");
+}
