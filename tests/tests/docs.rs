@@ -235,7 +235,7 @@ fn every_section_about_a_module_has_an_example_that_uses_it() {
         let used = format!("\"{name}\"");
         // The example of `proxy` stands under the last of its tables.
         let heading = if name == "proxy" {
-            "Load balancing"
+            "Passive checks"
         } else {
             &heading
         };
@@ -278,6 +278,25 @@ fn tables_of_fields_are_complete() {
         (
             "Load balancing",
             json!({"handler": "proxy", "upstreams": [upstream], "load_balancing": {"none such": 1}}),
+        ),
+        (
+            "Health checks",
+            json!({"handler": "proxy", "upstreams": [upstream], "health_checks": {"none such": 1}}),
+        ),
+        (
+            "Active checks",
+            json!({"handler": "proxy", "upstreams": [upstream],
+                "health_checks": {"active": {"none such": 1}}}),
+        ),
+        (
+            "Passive checks",
+            json!({"handler": "proxy", "upstreams": [upstream],
+                "health_checks": {"passive": {"none such": 1}}}),
+        ),
+        (
+            "`layer4.proxy.selection_policies.random_choose`",
+            json!({"handler": "proxy", "upstreams": [upstream],
+                "load_balancing": {"selection": {"policy": "random_choose", "none such": 1}}}),
         ),
         (
             "`layer4.handlers.subroute`",
