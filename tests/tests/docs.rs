@@ -339,7 +339,7 @@ fn modules_that_are_said_to_have_no_fields_have_none() {
             json!({"handler": "close", "none such": 1}),
         ),
     ] {
-        let text = page.section(heading).lines.join("\n");
+        let text = page.section(heading).lines.join(" ");
         assert!(text.contains("No fields."), "{heading}");
         let finished = validate(&whole(piece));
         assert!(
