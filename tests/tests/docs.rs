@@ -303,6 +303,14 @@ fn tables_of_fields_are_complete() {
             json!({"handler": "subroute", "none such": 1}),
         ),
         (
+            "`layer4.handlers.throttle`",
+            json!({"handler": "throttle", "none such": 1}),
+        ),
+        (
+            "`layer4.handlers.tee`",
+            json!({"handler": "tee", "none such": 1}),
+        ),
+        (
             "`layer4.handlers.respond`",
             json!({"handler": "respond", "none such": 1}),
         ),
