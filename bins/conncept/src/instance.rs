@@ -136,15 +136,22 @@ impl Instance {
             );
         }
         if let Some(limit) = old.drain_timeout {
+            // Weak, and for the whole time: a client that waited in the queue of an address that was removed is taken
+            // a moment after the reload, when there may have been no connection left.
+            let generation = Arc::downgrade(&old.generation);
             self.drains.spawn(async move {
-                let left = old.generation.drained(limit).await;
+                tokio::time::sleep(limit).await;
+                let Some(generation) = generation.upgrade() else {
+                    return;
+                };
+                let left = generation.active();
                 if left > 0 {
                     warn!(
-                        target: "conncept", generation = old.generation.id(), connections = left,
+                        target: "conncept", generation = generation.id(), connections = left,
                         "drain_timeout is over: ending connections"
                     );
-                    old.generation.end(EndReason::Drained);
                 }
+                generation.end(EndReason::Drained);
             });
         }
     }

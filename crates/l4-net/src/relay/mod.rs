@@ -41,7 +41,7 @@ pub struct Limits {
 /// How a relay came to its end, and what it moved.
 #[derive(Debug)]
 pub struct Relayed {
-    /// Bytes received from the client and passed on.
+    /// Bytes received from the client; what a peer that broke did not take is among them.
     pub up: u64,
     /// Bytes received from the peers.
     pub down: u64,
@@ -89,6 +89,8 @@ struct Relay {
     quiet: Option<Box<Quiet>>,
     up: u64,
     down: u64,
+    /// The peer that is read first.
+    turn: usize,
 }
 
 struct Peer {
@@ -138,6 +140,7 @@ impl Relay {
             quiet: None,
             up: 0,
             down: 0,
+            turn: 0,
         };
         if let Some(limit) = limits.idle {
             relay.watch(limit, EndReason::IdleTimeout);
@@ -240,9 +243,12 @@ impl Relay {
     /// Peers to client.
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Result<Pace, End> {
         let mut budget = BUDGET;
-        for i in 0..self.peers.len() {
+        let count = self.peers.len();
+        // Begins with the peer behind the one that filled the client or used the budget up last, so that none is kept waiting for ever.
+        for i in (self.turn..count).chain(0..self.turn.min(count)) {
             while !self.peers[i].read_done {
                 if !self.flush_stash(cx)? {
+                    self.turn = (i + 1) % count;
                     return Ok(Pace::Waiting);
                 }
                 let (client, peer, stash) = (&mut self.client, &mut self.peers[i], &mut self.stash);
@@ -261,6 +267,7 @@ impl Relay {
                         self.down += n as u64;
                         budget = budget.saturating_sub(n.max(1));
                         if budget == 0 {
+                            self.turn = (i + 1) % count;
                             return Ok(Pace::Yielding);
                         }
                     }
@@ -273,6 +280,7 @@ impl Relay {
                     {
                         budget = budget.saturating_sub(BUDGET / 16);
                         if budget == 0 {
+                            self.turn = (i + 1) % count;
                             return Ok(Pace::Yielding);
                         }
                     }

@@ -399,6 +399,68 @@ async fn silence_ends_a_connection_with_an_idle_limit_and_traffic_keeps_it() {
     assert_eq!(relaying.await.unwrap().reason, EndReason::IdleTimeout);
 }
 
+#[tokio::test]
+async fn a_peer_that_never_pauses_does_not_silence_the_others() {
+    let (ours, mut client) = tokio::io::duplex(1024 * 1024);
+    let quiet_answer = b"heard";
+    let (theirs, mut quiet) = tokio::io::duplex(64);
+    let peers = [
+        Transport::new(Io::Layer(Box::new(Endless)), None),
+        layer(theirs).0,
+    ];
+    let relaying = tokio::spawn(relay(layer(ours).0, peers, NO_LIMITS));
+    quiet.write_all(quiet_answer).await.unwrap();
+    let mut buf = vec![0; 64 * 1024];
+    let heard = async {
+        loop {
+            let n = client.read(&mut buf).await.unwrap();
+            if buf[..n]
+                .windows(quiet_answer.len())
+                .any(|w| w == quiet_answer)
+            {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), heard)
+        .await
+        .unwrap();
+    relaying.abort();
+}
+
+/// A peer that sends without pause and takes everything.
+struct Endless;
+
+impl AsyncRead for Endless {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let n = buf.remaining();
+        buf.put_slice(&vec![0; n]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Endless {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
 /// Datagrams in, datagrams out, through shared queues.
 struct Queues {
     incoming: tokio::sync::mpsc::Receiver<bytes::Bytes>,
