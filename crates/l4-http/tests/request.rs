@@ -165,7 +165,6 @@ fn every_module_keeps_the_contract_on_captured_requests() {
         (r#""protocol": "http/1.1""#, &[CURL_GET, BROWSER], true),
         (r#""protocol": "http/2""#, &[CURL_H2, GO_H2], true),
         (r#""protocol": "http/2+""#, &[CURL_GET, AB_HTTP10], false),
-        (r#""tls": {}"#, &[CURL_GET, CURL_H2], false),
     ] {
         for request in requests {
             check(&http(members), request, Verdict::from_bool(expected));
@@ -656,10 +655,6 @@ fn what_has_no_value_here_is_named_when_it_loads() {
             r#""protocol": "https""#,
             "no handler of this version terminates TLS",
         ),
-        (
-            r#""tls": {"handshake_complete": true}"#,
-            "no handler of this version terminates TLS",
-        ),
         (r#""query": {"a": []}"#, "an empty list never matches"),
     ] {
         assert!(
@@ -734,7 +729,6 @@ fn configuration_errors_say_what_and_where() {
             r#""protocol": ["http"]"#,
             &["/0/protocol", "expected a string"],
         ),
-        (r#""tls": {"complete": true}"#, &["complete"]),
         (
             r#""not": null"#,
             &["module value cannot be null: http.matchers.not"],

@@ -15,7 +15,6 @@ mod path;
 mod path_regexp;
 mod protocol;
 mod query;
-mod tls;
 mod vars;
 
 use std::borrow::Cow;
@@ -35,7 +34,6 @@ pub use self::not::NotConfig;
 pub use self::path::PathConfig;
 pub use self::protocol::ProtocolConfig;
 pub use self::query::QueryConfig;
-pub use self::tls::TlsConfig;
 pub use self::vars::{VarsConfig, VarsRegexpConfig};
 use crate::HttpHead;
 
@@ -213,7 +211,6 @@ pub(crate) fn register(registry: &mut Registry) {
         .add::<RequestMatchers, _>("protocol", protocol::provision)
         .add::<RequestMatchers, _>("query", query::provision)
         .add::<RequestMatchers, _>("remote_ip", ip::provision)
-        .add::<RequestMatchers, _>("tls", tls::provision)
         .add::<RequestMatchers, _>("vars", vars::provision)
         .add::<RequestMatchers, _>("vars_regexp", vars::provision_regexp);
 }
