@@ -377,13 +377,24 @@ fn addresses_durations_and_ranges_are_refused_with_what_is_wrong() {
         &route(r#"{"match": [{"vars_regexp": {"a": {"pattern": «"("}}}]}"#),
         &format!("{ROUTE}/match/0/vars_regexp/a/pattern"),
         "invalid regular expression: unclosed group",
-        "",
+        r"close it with ), or write \( for the character",
     );
     refused(
         &route(r#"{"match": [{"vars_regexp": {"a": {"name": «"a b!", "pattern": "x"}}}]}"#),
         &format!("{ROUTE}/match/0/vars_regexp/a/name"),
         "invalid expression name \"a b!\"",
         "use letters, digits and underscores only",
+    );
+    let both = errors(&route(
+        r#"{"match": [{"vars_regexp": {"a": {"name": "a b!", "pattern": "a**"}}}]}"#,
+    ));
+    let messages: Vec<&str> = both.iter().map(|error| error.message()).collect();
+    assert_eq!(
+        messages,
+        [
+            "invalid expression name \"a b!\"",
+            "invalid regular expression: a repetition is repeated: **",
+        ]
     );
     refused(
         &route(r#"{"match": [{"vars_regexp": {"a": «null}}]}"#),

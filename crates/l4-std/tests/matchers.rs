@@ -259,7 +259,12 @@ fn a_key_that_is_one_placeholder_is_its_value_and_any_other_a_name() {
 
 #[test]
 fn an_expression_is_searched_anywhere_in_the_value() {
-    let vars = [("a", "xyz"), ("b", "123")];
+    let vars = [
+        ("a", "xyz"),
+        ("b", "123"),
+        ("digit", "٣"),
+        ("braces", "{[}"),
+    ];
     for (json, expected) in [
         ("{}", false),
         (r#"{"a": {"pattern": "y"}}"#, true),
@@ -267,6 +272,10 @@ fn an_expression_is_searched_anywhere_in_the_value() {
         (r#"{"a": {"pattern": "^y"}, "b": {"pattern": "2"}}"#, true),
         (r#"{"unset": {"pattern": "^$"}}"#, true),
         (r#"{"{l4.conn.remote_addr}": {"pattern": ":40000$"}}"#, true),
+        // RE2, where \d is ASCII and a { that repeats nothing is the character.
+        (r#"{"digit": {"pattern": "^\\d$"}}"#, false),
+        (r#"{"digit": {"pattern": "^\\D$"}}"#, true),
+        (r#"{"braces": {"pattern": "^{[[a-z]}$"}}"#, true),
         // Patterns are not filled in.
         (r#"{"a": {"pattern": "\\{l4\\.vars\\.a\\}"}}"#, false),
     ] {
@@ -381,7 +390,7 @@ fn configurations_that_cannot_work_are_refused() {
     refused(
         matcher::<MatchVarsRegexp>(register, r#"{"a": {"pattern": "[z-a]"}}"#).err(),
         "/a/pattern",
-        "invalid regular expression: invalid character class range, the start must be <= the end",
+        "invalid regular expression: the range z-a ends before it begins",
     );
     refused(
         matcher::<MatchNot>(register, r#"[{"nope": {}}]"#).err(),

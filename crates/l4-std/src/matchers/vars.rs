@@ -1,10 +1,8 @@
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use l4_core::config::Node;
-use l4_core::conn::Capture;
 use l4_core::prelude::*;
-use regex::Regex;
+use l4_core::regexp::NamedExpression;
 use serde::Deserialize;
 
 /// What is compared: a variable by name, or a placeholder written as the whole key.
@@ -71,24 +69,19 @@ impl Matcher for MatchVars {
 /// Matches when some variable or placeholder matches its expression, tried in the order written, and keeps the
 /// captures as `{l4.regexp.GROUP}` and, with a `name`, `{l4.regexp.NAME.GROUP}`. `{}` never matches.
 pub struct MatchVarsRegexp {
-    wanted: Vec<(Subject, Expression)>,
+    wanted: Vec<(Subject, NamedExpression)>,
 }
 
 /// A regular expression with an optional name.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ExpressionConfig {
-    /// The name under which captures can be read too; letters, digits and underscores.
+    /// The name under which captures can be read too; letters, digits and underscores. Default: none.
     #[serde(default)]
     name: Option<At<String>>,
-    /// The expression, in RE2 syntax, unanchored.
+    /// The expression, such as `^(?P<tenant>[a-z0-9]+)-`. RE2 syntax, as in Go: `\d`, `\w`, `\s` and `\b` are about ASCII.
+    /// It may match anywhere in the value unless anchored.
     pattern: At<String>,
-}
-
-struct Expression {
-    name: Option<Arc<str>>,
-    regex: Regex,
-    groups: Vec<Arc<str>>,
 }
 
 impl MatcherModule for MatchVarsRegexp {
@@ -100,58 +93,11 @@ impl MatcherModule for MatchVarsRegexp {
         let wanted = cx.all(pairs, |cx, (key, node)| {
             let subject = Subject::provision(&key, node, cx)?;
             let config: ExpressionConfig = cx.decode(node)?;
-            Ok((subject, Expression::provision(&config, cx)?))
+            let name = config.name.as_ref();
+            let expression = NamedExpression::provision(name, &config.pattern, "l4.regexp", cx)?;
+            Ok((subject, expression))
         })?;
         Ok(Self { wanted })
-    }
-}
-
-impl Expression {
-    fn provision(config: &ExpressionConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
-        let name = config.name.as_ref().filter(|name| !name.is_empty());
-        if let Some(name) = name
-            && !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-        {
-            return Err(cx.reject_help(
-                name.node(),
-                format!("invalid expression name {:?}", **name),
-                "use letters, digits and underscores only",
-            ));
-        }
-        let regex = Regex::new(&config.pattern).map_err(|error| {
-            // A syntax error draws the expression over several lines; its last one says what is wrong.
-            let text = error.to_string();
-            let why = text.lines().last().unwrap_or_default();
-            let why = why.strip_prefix("error: ").unwrap_or(why);
-            cx.reject(
-                config.pattern.node(),
-                format!("invalid regular expression: {why}"),
-            )
-        })?;
-        let numbered = (0..regex.captures_len()).map(|i| i.to_string().into());
-        let named = regex.capture_names().flatten().map(Arc::from);
-        let groups = numbered.chain(named).collect();
-        Ok(Self {
-            name: name.map(|name| name.as_str().into()),
-            regex,
-            groups,
-        })
-    }
-
-    fn capture(&self, text: &str) -> Option<Capture> {
-        let found = self.regex.captures(text)?;
-        let group = |name: &Arc<str>| {
-            let text = match name.parse::<usize>() {
-                Ok(number) => found.get(number),
-                Err(_) => found.name(name),
-            };
-            (name.clone(), text.map_or("", |m| m.as_str()).into())
-        };
-        Some(Capture {
-            prefix: "l4.regexp",
-            name: self.name.clone(),
-            groups: self.groups.iter().map(group).collect(),
-        })
     }
 }
 

@@ -1,12 +1,10 @@
 //! `sni_regexp`: the server name by regular expression.
 
-use std::sync::Arc;
-
-use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 
 use l4_core::config::At;
 use l4_core::conn::Capture;
+use l4_core::regexp::{Expression, NamedExpression};
 use l4_core::{Cost, Provision, Rejected};
 
 use super::{HandshakeMatch, HandshakeScope};
@@ -30,12 +28,7 @@ pub struct SniRegexpConfig {
 }
 
 /// The server name matches a regular expression.
-pub struct MatchSniRegexp {
-    regex: Regex,
-    name: Option<Arc<str>>,
-    /// What groups are called in placeholders, by number and, where they have one, by name.
-    groups: Vec<(Arc<str>, usize)>,
-}
+pub struct MatchSniRegexp(NamedExpression);
 
 impl MatchSniRegexp {
     /// Makes the condition.
@@ -43,41 +36,16 @@ impl MatchSniRegexp {
     /// # Errors
     /// [`Rejected`] once the reason was reported to `cx`.
     pub fn provision(config: SniRegexpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
-        let name = config.name.filter(|name| !name.is_empty());
-        if let Some(name) = &name
-            && !name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        {
-            return Err(cx.reject(
-                name.node(),
-                format!(
-                    "invalid regexp name (must contain only word characters): {}",
-                    **name
-                ),
-            ));
-        }
         let pattern = match &config.pattern {
             Some(pattern) => expand(pattern, cx)?,
             None => String::new(),
         };
-        let regex = RegexBuilder::new(&pattern)
-            .case_insensitive(true)
-            .build()
-            .map_err(|error| {
-                let node = config.pattern.as_ref().map_or(cx.node(), At::node);
-                cx.reject(node, format!("compiling matcher regexp {pattern}: {error}"))
-            })?;
-        let numbers = (0..regex.captures_len()).map(|group| (group.to_string().into(), group));
-        let names = regex.capture_names().enumerate();
-        let groups = numbers
-            .chain(names.filter_map(|(group, name)| Some((name?.into(), group))))
-            .collect();
-        Ok(Self {
-            regex,
-            name: name.map(|name| name.into_inner().into()),
-            groups,
-        })
+        let expression = Expression::ignoring_case(&pattern).map_err(|error| {
+            let node = config.pattern.as_ref().map_or(cx.node(), At::node);
+            error.reject(node, cx)
+        });
+        NamedExpression::with_expression(config.name.as_ref(), expression, "tls.regexp", cx)
+            .map(Self)
     }
 }
 
@@ -88,26 +56,10 @@ impl HandshakeMatch for MatchSniRegexp {
         _conn: &dyn HandshakeScope,
         captures: &mut Vec<Capture>,
     ) -> bool {
-        // The plain test first: it runs without the memory that captures take.
-        let sent = hello.server_name().unwrap_or_default();
-        if !self.regex.is_match(sent) {
-            return false;
-        }
-        captures.extend(self.regex.captures(sent).map(|found| {
-            Capture {
-                prefix: "tls.regexp",
-                name: self.name.clone(),
-                groups: self
-                    .groups
-                    .iter()
-                    .map(|(key, group)| {
-                        let text = found.get(*group).map_or("", |text| text.as_str());
-                        (key.clone(), text.into())
-                    })
-                    .collect(),
-            }
-        }));
-        true
+        let found = self.0.capture(hello.server_name().unwrap_or_default());
+        let matched = found.is_some();
+        captures.extend(found);
+        matched
     }
 
     fn cost(&self) -> Cost {
