@@ -47,8 +47,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     shell::run(shell::cargo().args(["build", "--release", "--package", "conncept"]))?;
     let binary = shell::target_directory()?.join("release/conncept");
-    let descriptors = proxy::prepare()?;
     let mut report = Report::new();
+    let descriptors = proxy::prepare()?;
     for name in scenario::NAMES {
         if args.scenario.is_empty() || args.scenario.iter().any(|wanted| wanted == name) {
             eprintln!("{name}: {} rounds", args.rounds);
