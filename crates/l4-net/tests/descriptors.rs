@@ -1,4 +1,4 @@
-//! That nothing is left open. In a process of its own, because the descriptors are the process's.
+//! That nothing is left open or running. In a process of its own, because the descriptors are the process's.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,12 +10,17 @@ use tempfile::TempDir;
 
 use support::{app, listening, load, refusal};
 
-fn open() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
+/// Descriptors, and tasks of the runtime.
+fn open() -> (usize, usize) {
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let tasks = tokio::runtime::Handle::current()
+        .metrics()
+        .num_alive_tasks();
+    (descriptors, tasks)
 }
 
 /// Lets the tasks of closed listeners end.
-async fn settled() -> usize {
+async fn settled() -> (usize, usize) {
     let mut before = open();
     loop {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -29,7 +34,7 @@ async fn settled() -> usize {
 
 /// One test, so that nobody else opens files meanwhile.
 #[tokio::test]
-async fn loads_leave_no_descriptor_behind() {
+async fn loads_leave_no_descriptor_and_no_task_behind() {
     let directory = TempDir::new().unwrap();
     let path = |name: &str| directory.path().join(name).display().to_string();
     let all = |i: u32| -> Vec<String> {
