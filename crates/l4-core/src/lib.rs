@@ -21,6 +21,7 @@ pub mod regexp;
 pub mod registry;
 pub mod route;
 pub mod server;
+pub mod upstream;
 
 pub use app::{App, Listen, Loaded};
 pub use conn::{Addr, Connection, EndReason, Io, Layer, Raw, Record, Transport};
