@@ -7,6 +7,8 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use l4_core::conn::{DatagramFilter, Filtered, Received};
 use l4_core::prelude::*;
 use l4_core::route::{Routed, Sets};
 use l4_core::{EndReason, Handler, Program};
@@ -189,4 +191,53 @@ async fn an_answer_is_one_datagram_and_an_empty_one_counts() {
     assert_eq!(peer.receive().await.unwrap(), "");
     assert_eq!(peer.receive().await, None);
     task.await.unwrap();
+}
+
+/// Takes one byte off each datagram, drops those that begin with `d`, and ends the session at one with `e`.
+struct Behead;
+
+impl DatagramFilter for Behead {
+    fn filter(&mut self, datagram: Bytes) -> Filtered {
+        match datagram.first() {
+            Some(b'd') => Filtered::Drop,
+            Some(b'e') => Filtered::End,
+            _ => Filtered::Pass(datagram.slice(datagram.len().min(1)..)),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_filter_sees_unread_datagrams_and_those_that_come_later() {
+    let (mut conn, peer) = session();
+    for datagram in [&b"dropped"[..], b"1one", b""] {
+        peer.send(datagram);
+        conn.fill().await.unwrap();
+    }
+    let record = conn.record().clone();
+    let mut conn = conn.filter_datagrams(Behead);
+    for datagram in [&b"dropped"[..], b"2two", b"end", b"3three"] {
+        peer.send(datagram);
+    }
+    let mut received = Vec::new();
+    let mut buf = [0; 16];
+    while let Received::Data(n) = conn.receive(&mut buf).await.unwrap() {
+        received.push(buf[..n].to_vec());
+    }
+    assert_eq!(received, [&b"one"[..], b"", b"two"]);
+    assert_eq!(
+        record.bytes_read(),
+        7 + 4 + 7 + 4 + 3,
+        "what a filter takes away was received all the same"
+    );
+}
+
+#[tokio::test]
+async fn a_session_that_a_filter_ended_among_unread_datagrams_is_over() {
+    let mut conn = received_datagrams(&[b"1one", b"end", b"2two"]);
+    let first: Vec<_> = conn.datagrams().map(<[u8]>::to_vec).collect();
+    assert_eq!(first, [&b"1one"[..], b"end", b"2two"]);
+    conn = conn.filter_datagrams(Behead);
+    let mut buf = [0; 16];
+    assert_eq!(conn.receive(&mut buf).await.unwrap(), Received::Data(3));
+    assert_eq!(conn.receive(&mut buf).await.unwrap(), Received::End);
 }

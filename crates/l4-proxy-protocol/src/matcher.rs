@@ -3,11 +3,13 @@
 use l4_core::prelude::*;
 use serde::Deserialize;
 
+use crate::header::V2;
+
 /// Matches a connection that begins with a PROXY protocol header, as load balancers send it to say who the client is:
 /// version 1 (`PROXY TCP4 …`, `PROXY TCP6 …`, `PROXY UNKNOWN …`) or version 2 (binary).
 ///
 /// It only tells such connections apart; the addresses in the header are not used and the header stays in front of
-/// what the client sent. There are no settings: `{"proxy_protocol": {}}`.
+/// what the client sent, for the handler `proxy_protocol` to take off. There are no settings: `{"proxy_protocol": {}}`.
 pub struct MatchProxyProtocol;
 
 /// The matcher `proxy_protocol` has no settings.
@@ -58,9 +60,6 @@ pub fn signature(bytes: &[u8]) -> Verdict {
 /// How version 1 can begin (section 2.1 of the PROXY protocol). What follows `UNKNOWN` is for the receiver to skip, so
 /// it is not looked at.
 const V1: [&[u8]; 3] = [b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY UNKNOWN"];
-
-/// The signature of version 2 (section 2.2), chosen by its authors so that every other protocol chokes on it.
-const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 #[cfg(test)]
 mod tests {

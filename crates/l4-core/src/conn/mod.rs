@@ -21,7 +21,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub use addr::Addr;
 pub use meta::Capture;
 pub use record::{EndReason, Record};
-pub use transport::{Io, Layer, Raw, ReadLimit, Received, Session, Transport};
+pub use transport::{
+    DatagramFilter, Filtered, Io, Layer, Raw, ReadLimit, Received, Session, Transport,
+};
 
 use crate::placeholder::{Scope, Template};
 use crate::{Fact, Generation, Parsed, View};
@@ -92,6 +94,25 @@ impl Connection {
     pub fn consume(&mut self, n: usize) {
         self.0.transport.consume(n);
         self.0.facts.clear();
+    }
+
+    /// The unread datagrams of a session, in order of arrival. None on a stream.
+    pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.datagrams()
+    }
+
+    /// Has every datagram of a session pass through `filter`: the unread ones now, others when they are received. Facts
+    /// are forgotten. A stream is left as it is.
+    #[must_use]
+    pub fn filter_datagrams(self, filter: impl DatagramFilter + 'static) -> Self {
+        let Inner {
+            transport, meta, ..
+        } = *self.0;
+        Self(Box::new(Inner {
+            transport: transport.filter_datagrams(Box::new(filter)),
+            meta,
+            facts: Facts::default(),
+        }))
     }
 
     /// Waits for more bytes and keeps them as unread. Cancel safe: what was read stays.

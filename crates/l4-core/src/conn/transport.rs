@@ -32,6 +32,23 @@ pub trait Session: Send + Sync {
     fn local(&self) -> Addr;
 }
 
+/// Looks at every datagram of a session before anybody else receives it, such as one that takes a header off.
+pub trait DatagramFilter: Send + Sync {
+    /// What becomes of `datagram`.
+    fn filter(&mut self, datagram: Bytes) -> Filtered;
+}
+
+/// What a [`DatagramFilter`] makes of a datagram.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Filtered {
+    /// This is received in its place; it is a part of it, or the whole.
+    Pass(Bytes),
+    /// Nothing is received in its place.
+    Drop,
+    /// The session is over.
+    End,
+}
+
 /// Says how much may be read, and when: what a limiter puts under a connection.
 ///
 /// A transport asks before each read and settles right after it, within one poll.
@@ -172,6 +189,41 @@ impl Transport {
             limited: self.limited,
         };
         (first, second)
+    }
+
+    /// Has every datagram pass through `filter`: the unread ones now, others when they are received. A stream is left as
+    /// it is.
+    pub(super) fn filter_datagrams(mut self, mut filter: Box<dyn DatagramFilter>) -> Self {
+        let Io::Datagram(_) = self.io else {
+            return self;
+        };
+        let mut over = false;
+        let mut passed = Prefix::Empty;
+        while let Some(datagram) = self.prefix.pop() {
+            let length = datagram.len();
+            match filter.filter(datagram) {
+                Filtered::Pass(datagram) => {
+                    self.charge(length.saturating_sub(datagram.len()));
+                    passed.push(datagram);
+                }
+                Filtered::Drop => self.charge(length),
+                Filtered::End => {
+                    over = true;
+                    break;
+                }
+            }
+        }
+        self.prefix = passed;
+        self.io = match self.io {
+            Io::Datagram(session) => Io::Datagram(Box::new(FilteredSession {
+                session,
+                filter,
+                record: self.record.clone(),
+                over,
+            })),
+            io => io,
+        };
+        self
     }
 
     /// Takes `n` unread bytes.
@@ -473,6 +525,55 @@ impl AsyncWrite for Transport {
         }
     }
 }
+
+/// A session behind a filter.
+struct FilteredSession {
+    session: Box<dyn Session>,
+    filter: Box<dyn DatagramFilter>,
+    /// Where the bytes are counted that the filter takes away. Those it passes are counted above.
+    record: Option<Arc<Record>>,
+    over: bool,
+}
+
+impl Session for FilteredSession {
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        for _ in 0..DROPPED_AT_ONCE {
+            if self.over {
+                return Poll::Ready(None);
+            }
+            let Some(datagram) = ready!(self.session.poll_recv(cx)) else {
+                return Poll::Ready(None);
+            };
+            let length = datagram.len();
+            let filtered = self.filter.filter(datagram);
+            let passed = match &filtered {
+                Filtered::Pass(datagram) => datagram.len(),
+                Filtered::Drop | Filtered::End => 0,
+            };
+            if let Some(record) = &self.record {
+                record.add_read(length.saturating_sub(passed));
+            }
+            match filtered {
+                Filtered::Pass(datagram) => return Poll::Ready(Some(datagram)),
+                Filtered::Drop => {}
+                Filtered::End => self.over = true,
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>> {
+        self.session.poll_send(cx, datagram)
+    }
+
+    fn local(&self) -> Addr {
+        self.session.local()
+    }
+}
+
+/// After so many datagrams in a row that a filter dropped, other tasks get their turn.
+const DROPPED_AT_ONCE: usize = 32;
 
 /// Two limits: the stricter one counts.
 struct Both(Box<dyn ReadLimit>, Box<dyn ReadLimit>);
