@@ -9,11 +9,13 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::num::NonZeroU16;
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use l4_core::config::{Address, Family, Network};
 use l4_core::{Addr, Io};
@@ -21,6 +23,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UdpSocket, UnixDatagram, UnixStream};
 use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
 
 use crate::datagrams::Datagrams;
 use crate::seqpacket::SeqPacket;
@@ -74,13 +77,89 @@ pub struct DialOptions {
     /// Everything together, the lookup included, may take this long. `None`: as long as the system lets it, which for
     /// an address that does not answer is about two minutes.
     pub limit: Option<Duration>,
+    /// Addresses of this machine to connect from, tried in order: those of the IP version that is connected to. A port of
+    /// 0 leaves the choice to the system. With none of that IP version, or none at all, the system chooses the address.
+    /// Unix sockets have no use for them.
+    pub sources: Vec<SocketAddr>,
+    /// Which IP version to connect to where a name has both.
+    pub preference: Option<Preference>,
 }
 
 impl DialOptions {
     /// With a time limit.
     pub fn within(limit: Option<Duration>) -> Self {
-        Self { limit }
+        Self {
+            limit,
+            ..Self::default()
+        }
     }
+}
+
+/// Which IP version to connect to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preference {
+    /// IPv4 and nothing else.
+    V4Only,
+    /// IPv6 and nothing else.
+    V6Only,
+    /// IPv4 if the name has it, otherwise IPv6.
+    V4First,
+    /// IPv6 if the name has it, otherwise IPv4.
+    V6First,
+}
+
+impl Preference {
+    /// The only version that is connected to, if there is one.
+    pub fn only(self) -> Option<Family> {
+        match self {
+            Self::V4Only => Some(Family::V4),
+            Self::V6Only => Some(Family::V6),
+            Self::V4First | Self::V6First => None,
+        }
+    }
+
+    fn first(self) -> Family {
+        match self {
+            Self::V4Only | Self::V4First => Family::V4,
+            Self::V6Only | Self::V6First => Family::V6,
+        }
+    }
+}
+
+/// As it is configured.
+impl fmt::Display for Preference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4Only => "ipv4_only",
+            Self::V6Only => "ipv6_only",
+            Self::V4First => "ipv4_first",
+            Self::V6First => "ipv6_first",
+        })
+    }
+}
+
+/// Reads an address to connect from: `192.0.2.1`, `192.0.2.1:5000`, `2001:db8::1`, `[2001:db8::1]:5000`, the IPv6 ones also
+/// with a zone. `None` if it is none, or its zone is not here.
+pub fn source_address(text: &str) -> Option<SocketAddr> {
+    let bare = |text: &str, port| match Host::parse(text) {
+        Host::Ip(ip) => Some(SocketAddr::new(ip, port)),
+        Host::Zoned(ip, zone) => {
+            Some(SocketAddrV6::new(ip, port, 0, interface_index(&zone)?).into())
+        }
+        Host::Unspecified | Host::Name(_) => None,
+    };
+    bare(text, 0).or_else(|| {
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => rest.split_once(']')?,
+            None => text.split_at_checked(text.find(':')?)?,
+        };
+        let port = match port.strip_prefix(':') {
+            Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => port.parse().ok()?,
+            None if port.is_empty() => 0,
+            _ => return None,
+        };
+        bare(host, port).filter(|address| text.starts_with('[') == address.is_ipv6())
+    })
 }
 
 /// A connection that was made.
@@ -140,9 +219,9 @@ pub async fn connect_with(
 ) -> Result<Dialled, DialError> {
     let mut progress = Progress::default();
     let Some(limit) = options.limit else {
-        return attempt(resolver, target, &mut progress).await;
+        return attempt(resolver, target, options, &mut progress).await;
     };
-    let outcome = timeout(limit, attempt(resolver, target, &mut progress)).await;
+    let outcome = timeout(limit, attempt(resolver, target, options, &mut progress)).await;
     outcome.unwrap_or_else(|_| {
         Err(DialError::Timeout {
             target: target.to_string(),
@@ -172,6 +251,27 @@ pub enum DialError {
         target: String,
         /// The wanted IP version.
         family: Family,
+    },
+    /// The name has no address of the only IP version that is allowed.
+    #[error("{target}: resolver_preference {preference} but no {} records found for {host}",
+        if *preference == Preference::V4Only { "A" } else { "AAAA" })]
+    NoRecords {
+        /// What was to be connected to.
+        target: String,
+        /// The name.
+        host: String,
+        /// What was allowed.
+        preference: Preference,
+    },
+    /// The address itself, or its network, is of another IP version than the only one that is allowed.
+    #[error("{target}: resolver_preference {preference} but destination is {is}")]
+    Contradiction {
+        /// What was to be connected to.
+        target: String,
+        /// What was allowed.
+        preference: Preference,
+        /// What it is.
+        is: String,
     },
     /// The zone of an IPv6 address is not here.
     #[error("{target}: there is no network interface {zone:?}")]
@@ -205,6 +305,11 @@ pub enum DialError {
 }
 
 impl DialError {
+    /// Whether nobody was asked: what was to be connected to contradicts what is allowed, and says nothing about a peer.
+    pub fn is_contradiction(&self) -> bool {
+        matches!(self, Self::Contradiction { .. })
+    }
+
     /// Whether there was no answer, rather than a bad one.
     pub fn is_timeout(&self) -> bool {
         match self {
@@ -521,6 +626,7 @@ struct Progress {
 async fn attempt(
     resolver: &impl Resolve,
     target: &Target,
+    options: &DialOptions,
     progress: &mut Progress,
 ) -> Result<Dialled, DialError> {
     let (datagrams, family, host, port) = match &target.0 {
@@ -532,10 +638,18 @@ async fn attempt(
         } => (*datagrams, *family, host, *port),
         Kind::Unix { socket, path } => return connect_unix(target, *socket, path).await,
     };
+    if let Some(preference) = options.preference {
+        agree(target, family, host, preference)?;
+    }
+    let chooses = options.preference.is_some() || !options.sources.is_empty();
     let addresses = match host {
         // This machine, as the reference has it: IPv4 unless IPv6 was asked for.
         Host::Unspecified if family == Family::V6 => {
             Addresses::One((Ipv6Addr::LOCALHOST, port).into())
+        }
+        Host::Unspecified if chooses && family == Family::Any => {
+            let both = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+            Addresses::Many(both.map(|ip: IpAddr| (ip, port).into()).into())
         }
         Host::Unspecified => Addresses::One((Ipv4Addr::LOCALHOST, port).into()),
         Host::Ip(ip) => Addresses::One((*ip, port).into()),
@@ -561,6 +675,13 @@ async fn attempt(
             ))
         }
     };
+    let addresses = match addresses {
+        Addresses::Many(found) if chooses => {
+            let host = target.name().unwrap_or_default();
+            Addresses::Many(choose(target, host, found, options)?)
+        }
+        addresses => addresses,
+    };
     let addresses = match &addresses {
         Addresses::One(address) => std::slice::from_ref(address),
         Addresses::Many(addresses) => addresses,
@@ -571,14 +692,127 @@ async fn attempt(
             family,
         });
     }
-    let dialled = match datagrams {
-        true => connect_udp(addresses, progress),
-        false => connect_tcp(addresses, progress).await,
-    };
-    dialled.ok_or_else(|| DialError::Connect {
+    for source in sources(target, addresses, &options.sources) {
+        let dialled = match datagrams {
+            true => connect_udp(addresses, source, progress),
+            false => connect_tcp(addresses, source, progress).await,
+        };
+        if let Some(dialled) = dialled {
+            return Ok(dialled);
+        }
+    }
+    Err(DialError::Connect {
         target: target.to_string(),
         attempts: Attempts(std::mem::take(&mut progress.failed)),
     })
+}
+
+/// Whether what is fixed about a target agrees with the only IP version that is allowed.
+fn agree(
+    target: &Target,
+    family: Family,
+    host: &Host,
+    preference: Preference,
+) -> Result<(), DialError> {
+    let Some(only) = preference.only() else {
+        return Ok(());
+    };
+    let contradiction = |is| {
+        Err(DialError::Contradiction {
+            target: target.to_string(),
+            preference,
+            is,
+        })
+    };
+    let number = |six| if six { "IPv6" } else { "IPv4" };
+    match host.ip() {
+        Some(ip) if !is_of(only, ip) => {
+            contradiction(format!("{} literal ({ip})", number(ip.is_ipv6())))
+        }
+        None if family != Family::Any && family != only => {
+            contradiction(format!("of an {} network", number(family == Family::V6)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Of the addresses of a name, those of the IP version to connect to. Which one that is depends on what the name has, not
+/// on what answers: the preferred one, or without a preference that of the first source address.
+fn choose(
+    target: &Target,
+    host: &str,
+    mut found: Vec<SocketAddr>,
+    options: &DialOptions,
+) -> Result<Vec<SocketAddr>, DialError> {
+    let first = match (options.preference, options.sources.first()) {
+        (Some(preference), _) => preference.first(),
+        (None, Some(SocketAddr::V6(_))) => Family::V6,
+        (None, _) => Family::V4,
+    };
+    let has_it = found.iter().any(|address| is_of(first, address.ip()));
+    match options.preference {
+        Some(preference) if !has_it && preference.only().is_some() => {
+            return Err(DialError::NoRecords {
+                target: target.to_string(),
+                host: host.to_owned(),
+                preference,
+            });
+        }
+        _ => {}
+    }
+    if has_it {
+        found.retain(|address| is_of(first, address.ip()));
+    }
+    Ok(found)
+}
+
+/// Where to connect from, in order; `None` leaves it to the system. The addresses are of one IP version wherever there are
+/// sources to choose from.
+fn sources<'o>(
+    target: &Target,
+    addresses: &[SocketAddr],
+    all: &'o [SocketAddr],
+) -> impl Iterator<Item = Option<SocketAddr>> + use<'o> {
+    let v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let fitting = move || all.iter().filter(move |source| source.is_ipv6() == v6);
+    let count = fitting().count();
+    if !all.is_empty() {
+        let dest_family = if v6 { "ipv6" } else { "ipv4" };
+        let upstream_network = if target.is_datagram() { "udp" } else { "tcp" };
+        debug!(
+            target: "layer4.handlers.proxy", upstream_network, count, dest_family,
+            "selected local addresses"
+        );
+        if count == 0 && Told::NOW.due() {
+            warn!(
+                target: "layer4.handlers.proxy", upstream = %target, dest_family,
+                "no local address of the upstream's IP version is configured, so the system chooses one"
+            );
+        }
+    }
+    let system = (count == 0).then_some(None);
+    fitting().copied().map(Some).chain(system)
+}
+
+/// When it was last said that no source address fits. Once a minute is enough: it would be said for every connection.
+struct Told(AtomicU64);
+
+impl Told {
+    const NOW: &'static Self = {
+        static TOLD: Told = Told(AtomicU64::new(0));
+        &TOLD
+    };
+
+    fn due(&self) -> bool {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = since.map_or(0, |since| since.as_secs());
+        let last = self.0.load(Ordering::Relaxed);
+        now.saturating_sub(last) >= 60
+            && self
+                .0
+                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
 }
 
 /// One address is the usual case and costs no allocation.
@@ -613,9 +847,13 @@ fn interleave(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
 }
 
 /// Tries the addresses until one answers: the next when one has failed, or has been silent for a while.
-async fn connect_tcp(addresses: &[SocketAddr], progress: &mut Progress) -> Option<Dialled> {
+async fn connect_tcp(
+    addresses: &[SocketAddr],
+    source: Option<SocketAddr>,
+    progress: &mut Progress,
+) -> Option<Dialled> {
     if let [address] = addresses {
-        return match connect_tcp_to(*address).await {
+        return match connect_tcp_to(*address, source).await {
             Ok(socket) => Some(dialled_tcp(socket, *address)),
             Err(error) => {
                 progress.failed.push((Addr::Tcp(*address), error));
@@ -627,7 +865,7 @@ async fn connect_tcp(addresses: &[SocketAddr], progress: &mut Progress) -> Optio
     let mut running = Vec::new();
     loop {
         if let Some(address) = waiting.next() {
-            running.push((address, Box::pin(connect_tcp_to(address))));
+            running.push((address, Box::pin(connect_tcp_to(address, source))));
         }
         if running.is_empty() {
             return None;
@@ -661,9 +899,18 @@ fn dialled_tcp(socket: TcpStream, peer: SocketAddr) -> Dialled {
     }
 }
 
-async fn connect_tcp_to(address: SocketAddr) -> io::Result<TcpStream> {
+async fn connect_tcp_to(address: SocketAddr, source: Option<SocketAddr>) -> io::Result<TcpStream> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
+    if let Some(source) = source {
+        if source.port() == 0 {
+            bind_without_port(&socket, source)?;
+        } else {
+            // Several connections to different places may share the port, and one that has ended does not keep it.
+            socket.set_reuse_address(true)?;
+            bind(&socket, source)?;
+        }
+    }
     // Keep-alive comes when the connection has lasted: see `keepalive.rs`.
     socket.set_tcp_nodelay(true)?;
     match socket.connect(&address.into()) {
@@ -705,12 +952,51 @@ fn is_connected_to_itself(stream: &TcpStream, address: SocketAddr) -> bool {
             .is_ok_and(|local| (local.ip(), local.port()) == (address.ip(), address.port()))
 }
 
+fn bind(socket: &Socket, source: SocketAddr) -> io::Result<()> {
+    // An error of connecting is about the other end; say that this one is about ours.
+    let of_ours = |error: io::Error| {
+        let text = match source.port() {
+            0 => format!("from {}: {error}", source.ip()),
+            _ => format!("from {source}: {error}"),
+        };
+        io::Error::new(error.kind(), text)
+    };
+    socket.bind(&source.into()).map_err(of_ours)
+}
+
+/// Binds the address and leaves the port to `connect`, which can give one port to many connections as long as they go to
+/// different places: `bind` could give each away only once, and would run out of them (`IP_BIND_ADDRESS_NO_PORT`, ip(7)).
+#[allow(unsafe_code)]
+fn bind_without_port(socket: &Socket, source: SocketAddr) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is open as long as `socket` is borrowed, and the pointer is to an integer of the size given
+    // that outlives the call.
+    let _ = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    // Without the option, on a kernel before 4.2, there are only fewer ports.
+    bind(socket, source)
+}
+
 /// Connecting a datagram socket sends nothing: it fails only if there is no way to an address.
-fn connect_udp(addresses: &[SocketAddr], progress: &mut Progress) -> Option<Dialled> {
+fn connect_udp(
+    addresses: &[SocketAddr],
+    source: Option<SocketAddr>,
+    progress: &mut Progress,
+) -> Option<Dialled> {
     for address in addresses {
         let socket = || {
             let domain = Domain::for_address(*address);
             let socket = Socket::new(domain, Type::DGRAM.nonblocking(), None)?;
+            if let Some(source) = source {
+                bind(&socket, source)?;
+            }
             socket.connect(&(*address).into())?;
             UdpSocket::from_std(socket.into())
         };
@@ -825,6 +1111,59 @@ mod tests {
             let target = Target::new(&text.parse().unwrap()).unwrap();
             assert_eq!(target.with_port(port).to_string(), expected);
         }
+    }
+
+    #[test]
+    fn source_addresses_are_read_with_and_without_a_port() {
+        for (text, expected) in [
+            ("192.0.2.1", "192.0.2.1:0"),
+            ("192.0.2.1:5000", "192.0.2.1:5000"),
+            ("2001:db8::1", "[2001:db8::1]:0"),
+            ("[2001:db8::1]", "[2001:db8::1]:0"),
+            ("[2001:db8::1]:5000", "[2001:db8::1]:5000"),
+            ("::1", "[::1]:0"),
+            ("[fe80::1%1]:5", "[fe80::1%1]:5"),
+            ("fe80::1%lo", "[fe80::1%1]:0"),
+        ] {
+            let address = source_address(text).unwrap();
+            assert_eq!(address.to_string(), expected, "{text}");
+        }
+        for bad in [
+            "",
+            " 192.0.2.1",
+            "192.0.2.1:",
+            "192.0.2.1:+5",
+            "192.0.2.1:65536",
+            "192.0.2",
+            "[192.0.2.1]:5",
+            "[::1",
+            "[::1]5",
+            "[::1]:",
+            "tcp/192.0.2.1",
+            "192.0.2.0/24",
+            "localhost",
+            "fe80::1%nowhere0",
+        ] {
+            assert_eq!(source_address(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_source_without_a_port_gets_one_only_when_it_connects() {
+        for source in ["127.0.0.2:0", "[::1]:0"] {
+            let source: SocketAddr = source.parse().unwrap();
+            let socket = Socket::new(Domain::for_address(source), Type::STREAM, None).unwrap();
+            bind_without_port(&socket, source).unwrap();
+            let bound = socket.local_addr().unwrap().as_socket().unwrap();
+            assert_eq!(bound, source);
+        }
+    }
+
+    #[test]
+    fn that_no_source_fits_is_said_once_a_minute() {
+        let told = Told(AtomicU64::new(0));
+        assert!(told.due());
+        assert!(!told.due());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use l4_core::config::Address;
 use l4_core::{Addr, Io};
-use l4_net::dial::{DialError, DialOptions, Dialled, Resolve, Target, TargetError};
+use l4_net::dial::{DialError, DialOptions, Dialled, Preference, Resolve, Target, TargetError};
 use l4_net::dial::{connect, connect_with};
 use socket2::{Domain, SockRef, Socket, Type};
 use tempfile::TempDir;
@@ -571,4 +571,205 @@ fn targets_print_as_they_are_written() {
     assert!(!target("unix//run/x.sock").is_datagram());
     assert_eq!(target("example.com:443").name(), Some("example.com"));
     assert_eq!(target("[::1]:443").name(), None);
+}
+
+/// Options with these source addresses and this preference.
+fn from(sources: &[&str], preference: impl Into<Option<Preference>>) -> DialOptions {
+    let mut options = within(Duration::from_secs(5));
+    let read = |source: &&str| l4_net::dial::source_address(source).unwrap();
+    options.sources = sources.iter().map(read).collect();
+    options.preference = preference.into();
+    options
+}
+
+/// A listener on the same port of 127.0.0.1 and ::1, which stand for a name with both.
+fn dual_stack() -> (TcpListener, TcpListener, Names) {
+    loop {
+        let (four, address) = listener("127.0.0.1:0");
+        let other = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, address.port()));
+        if let Ok(six) = TcpListener::bind(other) {
+            return (four, six, Names::are(&[other, address]));
+        }
+    }
+}
+
+fn name_of_both(names: &Names) -> Target {
+    target(&format!("both.test:{}", names.0[0].port()))
+}
+
+#[tokio::test]
+async fn a_source_address_is_what_the_peer_sees() {
+    let (four, address) = listener("127.0.0.1:0");
+    let options = from(&["127.0.0.5"], None);
+    let dialled = connect(&target(&address.to_string()), &options).await;
+    let (_, seen) = four.accept().unwrap();
+    assert_eq!(seen.ip().to_string(), "127.0.0.5");
+    assert_eq!(tcp(dialled.unwrap()).local_addr().unwrap(), seen);
+
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let text = format!("udp/{}", udp.local_addr().unwrap());
+    let dialled = connect(&target(&text), &options).await.unwrap();
+    let Io::Datagram(session) = dialled.io else {
+        panic!("no datagrams")
+    };
+    let ours = session.local().ip().unwrap();
+    assert_eq!(ours.to_string(), "127.0.0.5");
+}
+
+#[tokio::test]
+async fn a_source_port_is_bound_exactly_and_can_be_used_again() {
+    let (_one, first) = listener("127.0.0.1:0");
+    let (_two, second) = listener("127.0.0.1:0");
+    let port = Refusing::new().1.port();
+    let options = from(&[&format!("127.0.0.6:{port}")], None);
+    let mut connections = Vec::new();
+    for address in [first, second] {
+        let dialled = connect(&target(&address.to_string()), &options).await;
+        let socket = tcp(dialled.unwrap());
+        assert_eq!(socket.local_addr().unwrap().port(), port);
+        connections.push(socket);
+    }
+}
+
+#[tokio::test]
+async fn sources_of_the_destinations_ip_version_are_tried_in_order_and_the_last_error_is_told() {
+    let (four, address) = listener("127.0.0.1:0");
+    let to = target(&address.to_string());
+    // 192.0.2.0/24 is for documentation: nobody has an address of it.
+    let options = from(&["::1", "192.0.2.99", "127.0.0.7", "127.0.0.8"], None);
+    connect(&to, &options).await.unwrap();
+    assert_eq!(four.accept().unwrap().1.ip().to_string(), "127.0.0.7");
+    let error = connect(&to, &from(&["192.0.2.99", "192.0.2.98:4000"], None)).await;
+    let error = error.err().unwrap().to_string();
+    assert!(error.contains("from 192.0.2.99: "), "{error}");
+    assert!(error.contains("from 192.0.2.98:4000: "), "{error}");
+    // Documented fall-back: none fits, so the system chooses.
+    connect(&to, &from(&["::1"], None)).await.unwrap();
+    assert_eq!(four.accept().unwrap().1.ip().to_string(), "127.0.0.1");
+}
+
+#[tokio::test]
+async fn a_preference_chooses_among_the_addresses_of_a_name() {
+    use Preference::{V4First, V4Only, V6First, V6Only};
+    let (_four, _six, both) = dual_stack();
+    let name = name_of_both(&both);
+    for (preference, expected) in [
+        (V4Only, "127.0.0.1"),
+        (V4First, "127.0.0.1"),
+        (V6Only, "::1"),
+        (V6First, "::1"),
+    ] {
+        let dialled = connect_with(&both, &name, &from(&[], preference)).await;
+        let peer = dialled.unwrap().peer.ip().unwrap();
+        assert_eq!(peer.to_string(), expected, "{preference}");
+    }
+    let [six, four] = both.0[..] else {
+        panic!("two addresses")
+    };
+    for (has, preference, expected) in [
+        (six, V4First, Ok(six)),
+        (four, V6First, Ok(four)),
+        (
+            six,
+            V4Only,
+            Err("resolver_preference ipv4_only but no A records found for both.test"),
+        ),
+        (
+            four,
+            V6Only,
+            Err("resolver_preference ipv6_only but no AAAA records found for both.test"),
+        ),
+    ] {
+        let dialled = connect_with(&Names::are(&[has]), &name, &from(&[], preference)).await;
+        match (dialled, expected) {
+            (Ok(dialled), Ok(address)) => assert_eq!(dialled.peer, Addr::Tcp(address)),
+            (Err(error), Err(text)) => {
+                assert!(error.to_string().contains(text), "{error}");
+                assert!(!error.is_contradiction());
+            }
+            (dialled, _) => panic!("{preference}: {:?}", dialled.map(|dialled| dialled.peer)),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_fixed_may_not_contradict_the_only_version_allowed() {
+    use Preference::{V4First, V4Only, V6First, V6Only};
+    for (text, preference, word) in [
+        (
+            "[::1]:9",
+            V4Only,
+            "ipv4_only but destination is IPv6 literal (::1)",
+        ),
+        (
+            "127.0.0.1:9",
+            V6Only,
+            "ipv6_only but destination is IPv4 literal (127.0.0.1)",
+        ),
+        (
+            "tcp4/a.test:9",
+            V6Only,
+            "ipv6_only but destination is of an IPv4 network",
+        ),
+        (
+            "udp6/a.test:9",
+            V4Only,
+            "ipv4_only but destination is of an IPv6 network",
+        ),
+    ] {
+        let dialled = connect_with(&Nobody, &target(text), &from(&[], preference)).await;
+        let error = dialled.err().unwrap();
+        assert!(error.to_string().contains(word), "{error}");
+        assert!(error.is_contradiction());
+    }
+    let (_listener, address) = listener("127.0.0.1:0");
+    for preference in [V4Only, V4First, V6First] {
+        let to = target(&address.to_string());
+        connect(&to, &from(&[], preference)).await.unwrap();
+    }
+    let (_four, _six, both) = dual_stack();
+    let four = target(&format!("tcp4/both.test:{}", both.0[0].port()));
+    let dialled = connect_with(&both, &four, &from(&[], V6First)).await;
+    let peer = dialled.unwrap().peer.ip().unwrap();
+    assert!(peer.is_ipv4(), "a network counts more than a preference");
+}
+
+#[tokio::test]
+async fn p22_the_first_source_address_decides_where_no_preference_is_given() {
+    let (four, six, both) = dual_stack();
+    let name = name_of_both(&both);
+    for (sources, seen) in [
+        (["::1", "127.0.0.9"], "::1"),
+        (["127.0.0.9", "::1"], "127.0.0.9"),
+    ] {
+        connect_with(&both, &name, &from(&sources, None))
+            .await
+            .unwrap();
+        let accepted = if seen == "::1" {
+            six.accept()
+        } else {
+            four.accept()
+        };
+        assert_eq!(accepted.unwrap().1.ip().to_string(), seen);
+    }
+    let four_only = Names::are(&[both.0[1]]);
+    connect_with(&four_only, &name, &from(&["::1", "127.0.0.9"], None))
+        .await
+        .unwrap();
+    let seen = four.accept().unwrap().1.ip();
+    assert_eq!(seen.to_string(), "127.0.0.9", "a name without IPv6");
+}
+
+#[tokio::test]
+async fn this_machine_is_reached_over_the_ip_version_that_is_preferred() {
+    let (_four, _six, both) = dual_stack();
+    let here = target(&format!(":{}", both.0[0].port()));
+    for (options, expected) in [
+        (from(&[], None), "127.0.0.1"),
+        (from(&[], Preference::V6First), "::1"),
+        (from(&["::1"], None), "::1"),
+    ] {
+        let dialled = connect_with(&Nobody, &here, &options).await.unwrap();
+        assert_eq!(dialled.peer.ip().unwrap().to_string(), expected);
+    }
 }
