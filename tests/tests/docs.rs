@@ -220,10 +220,6 @@ fn files() -> &'static Path {
         let dir = tempfile::tempdir().unwrap();
         let made = rcgen::generate_simple_self_signed(["example.com".to_owned()]).unwrap();
         let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-        let base64: String = certificate
-            .lines()
-            .filter(|l| !l.starts_with('-'))
-            .collect();
         let both = format!("{certificate}{key}");
         for (name, text) in [
             ("example.pem", &certificate),
