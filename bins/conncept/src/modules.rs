@@ -66,6 +66,7 @@ struct Family {
 
 const MATCHERS: &str = "layer4.matchers";
 const HANDLERS: &str = "layer4.handlers";
+const PREAMBLES: &str = "layer4.proxy.preambles";
 const APPS: &str = "";
 
 const FAMILIES: &[Family] = &[
@@ -97,7 +98,12 @@ const FAMILIES: &[Family] = &[
         feature: "proxy_protocol",
         built: cfg!(feature = "proxy_protocol"),
         copyleft: false,
-        modules: &[(MATCHERS, "proxy_protocol")],
+        modules: &[
+            (MATCHERS, "proxy_protocol"),
+            (HANDLERS, "proxy_protocol"),
+            (PREAMBLES, "v1"),
+            (PREAMBLES, "v2"),
+        ],
     },
     Family {
         feature: "socks4",
@@ -147,13 +153,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_catalogue_lists_exactly_the_matchers_and_handlers_of_the_optional_crates() {
+    fn the_catalogue_lists_exactly_the_matchers_and_handlers_of_the_optional_crates()
+     {
         let mut reg = Registry::new();
         builtin(&mut reg);
         assert_eq!(reg.conflicts(), &[] as &[String]);
         let top_level = |id: &str| {
             !id.contains('.')
-                || [MATCHERS, HANDLERS].iter().any(|ns| {
+                || [MATCHERS, HANDLERS, PREAMBLES].iter().any(|ns| {
                     id.strip_prefix(ns)
                         .and_then(|name| name.strip_prefix('.'))
                         .is_some()

@@ -505,6 +505,18 @@ impl Target {
         target
     }
 
+    /// `unix`, `unixpacket` or `unixgram`, if it is a socket file.
+    pub fn unix_network(&self) -> Option<&'static str> {
+        match self.0 {
+            Kind::Ip { .. } => None,
+            Kind::Unix { socket, .. } => Some(match socket {
+                UnixKind::Stream => "unix",
+                UnixKind::Packet => "unixpacket",
+                UnixKind::Datagram => "unixgram",
+            }),
+        }
+    }
+
     /// The name that is looked up at each dial, if it is one.
     pub fn name(&self) -> Option<&str> {
         match &self.0 {

@@ -22,6 +22,11 @@ pub struct ProxyConfig {
     /// Ends a connection on which nothing has moved in either direction for this long. Default: no limit.
     #[serde(default)]
     pub(crate) idle_timeout: Option<At<GoDuration>>,
+    /// Tells peers who the client is, by a PROXY protocol header in front of what it sends: `"v1"`, a line of text, or
+    /// `"v2"`, binary, which also knows UDP and Unix sockets. A stream begins with it; every datagram has it in front.
+    /// Global placeholders are filled in at load. Default: none.
+    #[serde(default)]
+    pub(crate) proxy_protocol: Option<At<String>>,
     /// After the upstream has ended its stream: how long the client may be silent before it is closed. Default
     /// `"60s"`; 0 is no limit.
     #[serde(default)]
@@ -55,6 +60,16 @@ pub struct UpstreamConfig {
     /// and merge their answers. `"first"`: try them in order until one connects.
     #[serde(default)]
     pub(crate) dial_mode: DialMode,
+    /// Addresses of this machine to connect from, with or without a port: `["10.0.0.9"]`, `["[2001:db8::9]:5000"]`.
+    /// Those of the peer's IP version are tried in order; if there is none, the system chooses. Placeholders are filled in
+    /// per connection. Default: the system chooses. Not for Unix sockets.
+    #[serde(default)]
+    pub(crate) local_address: Vec<At<String>>,
+    /// The IP version to connect to where a name has both: `"ipv4_only"`, `"ipv6_only"`, `"ipv4_first"` or
+    /// `"ipv6_first"`, which take the other version if the name has only that. Default: both, a little staggered, in the
+    /// order of the system's resolver; with `local_address`, that of its first address.
+    #[serde(default)]
+    pub(crate) resolver_preference: Option<At<String>>,
     /// The most connections to each address of this upstream at a time, those of other handlers to the same address
     /// included. Default 0: no limit.
     #[serde(default)]

@@ -5,8 +5,9 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use l4_core::prelude::*;
+use l4_core::upstream::{Preamble, Preambles};
 use l4_core::{EndReason, Error, Phase, Side, Transport};
-use l4_net::dial::{DialError, DialOptions, connect};
+use l4_net::dial::{DialError, DialOptions, Target, connect};
 use l4_net::relay::{Limits, Relayed, relay};
 use thiserror::Error as ThisError;
 use tokio_util::sync::CancellationToken;
@@ -17,12 +18,14 @@ use crate::dial::AddressRefused;
 use crate::health::{HealthChecks, active};
 use crate::peer::{Place, Reserved};
 use crate::policy::{INLINE_KEY, Random, Select, SelectionPolicies};
+use crate::preamble::{before_each_datagram, begin};
 use crate::upstream::Upstream;
 
 /// The `proxy` handler.
 pub struct Proxy {
     upstreams: Vec<Upstream>,
     policy: Box<dyn Select>,
+    preamble: Option<Box<dyn Preamble>>,
     try_duration: Duration,
     try_interval: Duration,
     dial_timeout: Option<Duration>,
@@ -41,7 +44,19 @@ enum AttemptError {
     #[error(transparent)]
     Address(#[from] AddressRefused),
     #[error(transparent)]
+    Peer(#[from] PeerError),
+}
+
+/// Why a peer could not be had.
+#[derive(Debug, ThisError)]
+enum PeerError {
+    #[error(transparent)]
     Dial(#[from] DialError),
+    #[error("sending the PROXY header to {target}: {source}")]
+    Preamble {
+        target: String,
+        source: std::io::Error,
+    },
 }
 
 /// An upstream that was connected to.
@@ -79,6 +94,10 @@ impl HandlerModule for Proxy {
                 "name at least one: \"upstreams\": [{\"dial\": [\"127.0.0.1:8080\"]}]",
             ));
         }
+        let preamble = match config.proxy_protocol {
+            Some(name) => preamble(&name, cx),
+            None => Ok(None),
+        };
         let checks = HealthChecks::provision(config.health_checks.unwrap_or_default(), cx);
         let sound = checks.as_ref().ok();
         let none = HealthChecks::default();
@@ -95,6 +114,7 @@ impl HandlerModule for Proxy {
         Ok(Self {
             upstreams,
             policy: policy?,
+            preamble: preamble?,
             try_duration: try_duration?.unwrap_or_default(),
             // An interval of zero would spin.
             try_interval: try_interval?.unwrap_or(DEFAULT_TRY_INTERVAL),
@@ -256,21 +276,50 @@ impl Proxy {
         upstream: &Upstream,
         conn: &Connection,
         started: Instant,
-    ) -> Result<(Transport, Reserved), DialError> {
-        let dialled = connect(&place.target, &self.dial_options(started)).await;
-        let error = dialled.as_ref().err();
+    ) -> Result<(Transport, Reserved), PeerError> {
+        let mut options = self.dial_options(started);
+        upstream.origin.apply(conn, &mut options);
+        let opened = self.open(&place.target, conn, &options).await;
+        let error = opened.as_ref().err();
         debug!(
             target: "layer4.handlers.proxy",
             conn = conn.record().id(), remote = %conn.remote(), upstream = %place.target, error = error.map(tracing::field::display),
             "dial upstream"
         );
-        match dialled {
-            Ok(dialled) => Ok((Transport::new(dialled.io, None), place.connected())),
+        match opened {
+            Ok(transport) => Ok((transport, place.connected())),
             Err(error) => {
-                place.failed(upstream.passive);
+                if !matches!(&error, PeerError::Dial(error) if error.is_contradiction()) {
+                    place.failed(upstream.passive);
+                }
                 Err(error)
             }
         }
+    }
+
+    /// Makes a connection on which the payload can begin.
+    async fn open(
+        &self,
+        target: &Target,
+        conn: &Connection,
+        options: &DialOptions,
+    ) -> Result<Transport, PeerError> {
+        let header = self.preamble.as_ref().map(|preamble| preamble.bytes(conn));
+        let io = connect(target, options).await?.io;
+        let io = match &header {
+            Some(header) => before_each_datagram(io, header),
+            None => io,
+        };
+        let mut transport = Transport::new(io, None);
+        if let Some(header) = header.filter(|_| !transport.is_datagram()) {
+            begin(&mut transport, &header, options.limit)
+                .await
+                .map_err(|source| PeerError::Preamble {
+                    target: target.to_string(),
+                    source,
+                })?;
+        }
+        Ok(transport)
     }
 
     /// A dial may not take longer than what is left of `try_duration`, if there is one.
@@ -292,6 +341,22 @@ impl Peers {
     fn add(&mut self, (transport, reserved): (Transport, Reserved)) {
         self.transports.push(transport);
         self.reserved.push(reserved);
+    }
+}
+
+/// The preamble of that name; the empty one is as good as none.
+fn preamble(
+    name: &At<String>,
+    cx: &mut Provision<'_>,
+) -> Result<Option<Box<dyn Preamble>>, Rejected> {
+    match cx.expand_load(name)?.as_str() {
+        "" => Ok(None),
+        version @ ("v1" | "v2") => cx.module::<Preambles>(version, name.node()).map(Some),
+        other => Err(cx.reject_help(
+            name.node(),
+            format!("proxy_protocol: {other:?} should be empty, or one of \"v1\" \"v2\""),
+            "write \"v2\", or \"v1\" for a server that knows nothing else",
+        )),
     }
 }
 
@@ -346,7 +411,7 @@ fn give_up(error: AttemptError) -> Error {
     let (side, reason) = match error {
         AttemptError::NoneAvailable => (Side::Upstream, EndReason::NoUpstream),
         AttemptError::Address(_) => (Side::Client, EndReason::DialFailed),
-        AttemptError::Dial(_) => (Side::Upstream, EndReason::DialFailed),
+        AttemptError::Peer(_) => (Side::Upstream, EndReason::DialFailed),
     };
     Error::new(side, Phase::Dial, reason, error)
 }

@@ -3,6 +3,8 @@
 //! * [`config`]: what operators write, and its checks.
 //! * [`dial`]: addresses of peers, fixed or made per connection from placeholders.
 //! * [`upstream`]: an upstream and whether it can take a connection.
+//! * `source`: which of our addresses, and which IP version, a peer is connected to with.
+//! * `preamble`: what a peer is told before the payload.
 //! * `peer`: the state of a peer, shared by everything that uses the same address.
 //! * `health`: checks that connect on their own, and failures that connections met.
 //! * [`policy`]: which upstream is next; the namespace `layer4.proxy.selection_policies` is open to other crates.
@@ -16,6 +18,8 @@ pub mod handler;
 mod health;
 mod peer;
 pub mod policy;
+mod preamble;
+mod source;
 pub mod upstream;
 
 use l4_core::Registry;

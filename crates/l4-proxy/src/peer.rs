@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::dial::{AddressRefused, Dial};
 use crate::health::active::{Active, Health};
 use crate::health::passive::{Failures, Passive};
+use crate::source::Fixed;
 
 /// How many peers with addresses from placeholders are remembered for their failures alone.
 const KEPT_FOR_FAILURES: usize = 1024;
@@ -41,11 +42,12 @@ pub(crate) struct PeerState {
 }
 
 impl Peer {
-    pub(crate) fn new(dial: Dial, active: Option<Active>) -> Self {
+    /// `origin` is where checks connect from.
+    pub(crate) fn new(dial: Dial, active: Option<Active>, origin: &Fixed) -> Self {
         let (state, health) = match &dial {
             Dial::Fixed(target) => {
                 let state = table().obtain(target);
-                let health = active.map(|active| state.health(active));
+                let health = active.map(|active| state.health(active, origin));
                 (Some(state), health)
             }
             // There is nothing to connect to before there is a connection.
@@ -134,15 +136,15 @@ impl PeerState {
     }
 
     /// What checks with these settings found so far, if somebody else has them, too.
-    fn health(&self, active: Active) -> Arc<Health> {
+    fn health(&self, active: Active, origin: &Fixed) -> Arc<Health> {
         let mut known = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|health| health.strong_count() > 0);
         let same = known
             .iter()
             .filter_map(Weak::upgrade)
-            .find(|health| *health.settings() == active.settings);
+            .find(|health| *health.settings() == active.settings && health.origin() == origin);
         same.unwrap_or_else(|| {
-            let health = Arc::new(Health::new(active.settings));
+            let health = Arc::new(Health::new(active.settings, origin.clone()));
             known.push(Arc::downgrade(&health));
             health
         })

@@ -9,12 +9,14 @@ use crate::dial::Dial;
 use crate::health::passive::Passive;
 use crate::health::{HealthChecks, connection_limit};
 use crate::peer::Peer;
+use crate::source::Origin;
 
 /// The unit of selection: one or more peers that are connected to together or in turn.
 pub struct Upstream {
     pub(crate) peers: Vec<Peer>,
     pub(crate) mode: DialMode,
     pub(crate) passive: Option<Passive>,
+    pub(crate) origin: Origin,
     /// Of each peer.
     pub(crate) limit: Option<usize>,
     /// The addresses as written, joined by commas: the name in logs and metrics.
@@ -44,8 +46,21 @@ impl Upstream {
         }
         let label: Vec<&str> = config.dial.iter().map(|text| text.as_str()).collect();
         let label = label.join(",").into();
+        let origin = Origin::provision(&config, cx);
+        let fixed = origin.as_ref().map(Origin::fixed).unwrap_or_default();
         let peers = cx.all(&config.dial, |cx, text| {
-            Ok(Peer::new(Dial::provision(text, cx)?, checks.active))
+            let dial = Dial::provision(text, cx)?;
+            if let Some(network) = dial
+                .unix_network()
+                .filter(|_| !config.local_address.is_empty())
+            {
+                return Err(cx.reject_help(
+                    text.node(),
+                    format!("local_address is not supported for Unix socket upstreams ({network})"),
+                    "leave local_address out, or put the socket in an upstream of its own",
+                ));
+            }
+            Ok(Peer::new(dial, checks.active, &fixed))
         });
         let limit = connection_limit(&config.max_connections, cx);
         if config.dial.len() > 1 && config.dial_mode == DialMode::All {
@@ -59,7 +74,7 @@ impl Upstream {
                  them in order, or one upstream for each to choose among them",
             );
         }
-        let (peers, limit) = (peers?, limit?.or(checks.max_connections));
+        let (peers, limit, origin) = (peers?, limit?.or(checks.max_connections), origin?);
         Ok(Self {
             unconditional: limit.is_none()
                 && checks.passive.is_none()
@@ -67,6 +82,7 @@ impl Upstream {
             peers,
             mode: config.dial_mode,
             passive: checks.passive,
+            origin,
             limit,
             label,
             weight: config.weight.map_or(1, |weight| {

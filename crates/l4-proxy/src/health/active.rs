@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::config::ActiveConfig;
+use crate::source::Fixed;
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,6 +75,8 @@ impl Active {
 #[derive(Debug)]
 pub(crate) struct Health {
     settings: Settings,
+    /// Where they connect from: another address of ours may be answered otherwise.
+    origin: Fixed,
     up: AtomicBool,
     found: Mutex<Found>,
 }
@@ -97,9 +100,10 @@ struct Streaks {
 
 impl Health {
     /// A peer is up until a check says otherwise.
-    pub(crate) fn new(settings: Settings) -> Self {
+    pub(crate) fn new(settings: Settings, origin: Fixed) -> Self {
         Self {
             settings,
+            origin,
             up: AtomicBool::new(true),
             found: Mutex::new(Found {
                 streaks: Streaks {
@@ -114,6 +118,10 @@ impl Health {
 
     pub(crate) fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    pub(crate) fn origin(&self) -> &Fixed {
+        &self.origin
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -187,6 +195,8 @@ pub(crate) async fn check(peer: Target, health: Arc<Health>) {
         ..
     } = health.settings;
     // A copy: connections go on using the peer's own port.
+    let mut options = DialOptions::within(Some(timeout));
+    health.origin.apply(&mut options);
     let target = port.map_or_else(|| peer.clone(), |port| peer.with_port(port));
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -195,7 +205,7 @@ pub(crate) async fn check(peer: Target, health: Arc<Health>) {
         if !health.begin(Instant::now()) {
             continue;
         }
-        let outcome = probe(&target, timeout).await;
+        let outcome = probe(&target, &options).await;
         if let Err(error) = &outcome {
             info!(
                 target: "layer4.handlers.proxy.health_checker.active",
@@ -214,10 +224,8 @@ pub(crate) async fn check(peer: Target, health: Arc<Health>) {
     }
 }
 
-async fn probe(target: &Target, timeout: Duration) -> Result<(), DialError> {
-    connect(target, &DialOptions::within(Some(timeout)))
-        .await
-        .map(drop)
+async fn probe(target: &Target, options: &DialOptions) -> Result<(), DialError> {
+    connect(target, options).await.map(drop)
 }
 
 #[cfg(test)]
@@ -234,7 +242,7 @@ mod tests {
 
     #[test]
     fn the_state_changes_after_a_streak_and_a_streak_begins_anew_after_each_exception() {
-        let health = Health::new(SETTINGS);
+        let health = Health::new(SETTINGS, Fixed::default());
         let mut changes = String::new();
         for result in "..x.xx.xxxx.x..x...".chars() {
             changes.push(match health.enter(result == '.') {
@@ -249,11 +257,14 @@ mod tests {
 
     #[test]
     fn who_registers_after_the_peer_went_down_learns_so_too() {
-        let health = Health::new(Settings {
-            fall: 1,
-            rise: 1,
-            ..SETTINGS
-        });
+        let health = Health::new(
+            Settings {
+                fall: 1,
+                rise: 1,
+                ..SETTINGS
+            },
+            Fixed::default(),
+        );
         let early = health.down();
         assert!(!early.is_cancelled());
         health.enter(false);
@@ -264,7 +275,7 @@ mod tests {
 
     #[test]
     fn two_handlers_make_one_check_in_an_interval() {
-        let (health, start) = (Health::new(SETTINGS), Instant::now());
+        let (health, start) = (Health::new(SETTINGS, Fixed::default()), Instant::now());
         let at = |millis| start + Duration::from_millis(millis);
         assert!(health.begin(at(0)));
         assert!(!health.begin(at(1)));
