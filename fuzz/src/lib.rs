@@ -30,6 +30,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "ssh", run: ssh, seeds: &["fuzz/corpus/ssh"] },
     Target { name: "postgres", run: postgres, seeds: &["crates/l4-postgres/testdata"] },
     Target { name: "proxy_protocol", run: proxy_protocol, seeds: &["crates/l4-proxy-protocol/testdata"] },
+    Target { name: "proxy_header", run: proxy_header, seeds: &["crates/l4-proxy-protocol/testdata"] },
+    Target { name: "proxy_tlv", run: proxy_tlv, seeds: &["crates/l4-proxy-protocol/testdata"] },
     Target { name: "socks4", run: socks4, seeds: &["crates/l4-socks/testdata"] },
     Target { name: "socks5", run: socks5, seeds: &["crates/l4-socks/testdata"] },
     Target { name: "xmpp", run: xmpp, seeds: &["crates/l4-xmpp/testdata"] },
@@ -124,6 +126,43 @@ fn proxy_protocol(data: &[u8]) {
     static MATCHERS: LazyLock<Vec<l4_proxy_protocol::MatchProxyProtocol>> =
         LazyLock::new(|| made(l4_proxy_protocol::register, &["{}"]));
     matchers_are_monotone(&MATCHERS, data);
+}
+
+/// A header that is found is found whatever follows it, and lies within the bytes that are there.
+fn proxy_header(data: &[u8]) {
+    use l4_proxy_protocol::header::{Parsed, parse};
+    let mut decided: Option<Parsed> = None;
+    for n in 0..=data.len().min(8 * 1024) {
+        let parsed = parse(&data[..n]);
+        if let Parsed::Complete(header, length) = &parsed {
+            assert!(*length <= n, "{length} of {n} bytes");
+            for (kind, value) in header.tlvs.iter() {
+                assert!(header.tlvs.find(kind).is_some() && value.len() < n);
+            }
+            if let Some(ssl) = header.tlvs.ssl() {
+                let _ = (ssl.used(), ssl.verified(), ssl.find(l4_proxy_protocol::tlv::SSL_CN));
+            }
+        }
+        match &decided {
+            Some(before) => assert_eq!(before, &parsed, "the answer changed after {n} bytes"),
+            None if parsed != Parsed::More => decided = Some(parsed),
+            None => {}
+        }
+    }
+}
+
+/// A list that is taken is read back as it was.
+fn proxy_tlv(data: &[u8]) {
+    let from = data.first().map_or(0, |first| usize::from(*first)).min(data.len());
+    if let Ok(tlvs) = l4_proxy_protocol::tlv::Tlvs::parse(data, from) {
+        let mut again = Vec::new();
+        for (kind, value) in tlvs.iter() {
+            again.push(kind);
+            again.extend(u16::try_from(value.len()).expect("its length has two bytes").to_be_bytes());
+            again.extend(value);
+        }
+        assert_eq!(again, &data[from..]);
+    }
 }
 
 fn socks4(data: &[u8]) {

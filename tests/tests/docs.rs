@@ -460,6 +460,10 @@ fn tables() -> Vec<(&'static str, Value)> {
             json!({"handler": "tee", "none such": 1}),
         ),
         (
+            "layer4.handlers.proxy_protocol",
+            json!({"handler": "proxy_protocol", "none such": 1}),
+        ),
+        (
             "layer4.handlers.respond",
             json!({"handler": "respond", "none such": 1}),
         ),

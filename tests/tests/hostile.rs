@@ -120,6 +120,57 @@ fn hostile_first_bytes_end_their_own_connection_only() {
     assert_idle(&conncept);
 }
 
+/// A PROXY header of version 2 that names a family without a transport, and so has no addresses: any 16 bytes of this kind
+/// would do, and so do headers that are longer than they say, or shorter.
+#[test]
+fn r3_sixteen_bytes_that_end_the_reference_cost_one_connection() {
+    let ip = loopback();
+    let accepting = |rest: Value| {
+        let mut handler = json!({"handler": "proxy_protocol"});
+        let (into, from) = (handler.as_object_mut().unwrap(), rest.as_object().unwrap());
+        into.extend(from.clone());
+        json!([{"handle": [handler, {"handler": "echo"}]}])
+    };
+    let conncept = Conncept::serving(&config(json!({
+        "use": {"listen": [format!("{ip}:1")], "routes": accepting(json!({}))},
+        "ignore": {"listen": [format!("{ip}:2")], "routes": accepting(json!({"allow": ["10.0.0.0/8"]}))},
+        "reject": {"listen": [format!("{ip}:3")], "routes": accepting(json!({"deny": ["127.0.0.0/8"]}))},
+        "datagrams": {"listen": [format!("udp/{ip}:4")], "routes": accepting(json!({}))},
+        "bystander": echo(&format!("{ip}:7")),
+    })));
+    let signature = b"\r\n\r\n\0\r\nQUIT\n";
+    let mut headers = vec![[signature.as_slice(), &[0x21, 0x40, 0, 0]].concat()];
+    for family in [0x10, 0x13, 0x20, 0x01, 0x11, 0x21, 0x31] {
+        for length in [[0, 0], [0, 11], [0xFF, 0xFF]] {
+            headers.push([signature.as_slice(), &[0x21, family], &length, &[0; 64]].concat());
+        }
+    }
+    headers.push(b"PROXY TCP4 1.2.3.4 5.6.7.8 9\r\n".to_vec());
+    headers.push([b"PROXY TCP4 ".as_slice(), &[b'1'; 5000]].concat());
+    for header in &headers {
+        for port in [1, 2, 3] {
+            let mut stream = connect((ip, port));
+            // It may be closed while it still sends.
+            let _ = stream.write_all(header);
+            assert_eq!(drain(&mut stream), b"", "{}", header.escape_ascii());
+        }
+        datagrams((ip, 4)).send(header).unwrap();
+    }
+    assert_eq!(ask((ip, 1), b"PROXY UNKNOWN\r\nstill here"), "still here");
+    assert_eq!(exchange(&datagrams((ip, 4)), b"still here"), "still here");
+    bystander(ip);
+    eventually("each of them has left its record", || {
+        conncept.records().len() >= 4 * headers.len()
+    });
+    let panics = conncept
+        .records()
+        .iter()
+        .filter(|record| record["reason"] == "panic")
+        .count();
+    assert_eq!(panics, 0);
+    assert_idle(&conncept);
+}
+
 #[test]
 fn endless_garbage_is_cut_off_and_not_kept() {
     let ip = loopback();
