@@ -1,6 +1,7 @@
 //! The handler: choose, connect, relay.
 
 use std::future::poll_fn;
+use std::io;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use crate::dial::AddressRefused;
 use crate::health::{HealthChecks, active};
 use crate::peer::{Place, Reserved};
 use crate::policy::{INLINE_KEY, Random, Select, SelectionPolicies};
-use crate::preamble::{before_each_datagram, begin};
+use crate::preamble::introduce;
 use crate::upstream::Upstream;
 
 /// The `proxy` handler.
@@ -44,19 +45,16 @@ enum AttemptError {
     #[error(transparent)]
     Address(#[from] AddressRefused),
     #[error(transparent)]
-    Peer(#[from] PeerError),
+    Dial(#[from] DialError),
+    #[error("sending the PROXY header to {peer}: {source}")]
+    Preamble { peer: String, source: io::Error },
 }
 
-/// Why a peer could not be had.
-#[derive(Debug, ThisError)]
-enum PeerError {
-    #[error(transparent)]
-    Dial(#[from] DialError),
-    #[error("sending the PROXY header to {target}: {source}")]
-    Preamble {
-        target: String,
-        source: std::io::Error,
-    },
+impl AttemptError {
+    /// Whether nothing was tried that could say something about the peer.
+    fn is_contradiction(&self) -> bool {
+        matches!(self, Self::Dial(error) if error.is_contradiction())
+    }
 }
 
 /// An upstream that was connected to.
@@ -264,7 +262,7 @@ impl Proxy {
                     peers.add(connected);
                     return Ok(Some(peers));
                 }
-                Err(error) => last = Err(error.into()),
+                Err(error) => last = Err(error),
             }
         }
         last
@@ -276,20 +274,18 @@ impl Proxy {
         upstream: &Upstream,
         conn: &Connection,
         started: Instant,
-    ) -> Result<(Transport, Reserved), PeerError> {
-        let mut options = self.dial_options(started);
-        upstream.origin.apply(conn, &mut options);
-        let opened = self.open(&place.target, conn, &options).await;
-        let error = opened.as_ref().err();
+    ) -> Result<(Transport, Reserved), AttemptError> {
+        let made = self.make(&place.target, upstream, conn, started).await;
+        let error = made.as_ref().err();
         debug!(
             target: "layer4.handlers.proxy",
             conn = conn.record().id(), remote = %conn.remote(), upstream = %place.target, error = error.map(tracing::field::display),
             "dial upstream"
         );
-        match opened {
+        match made {
             Ok(transport) => Ok((transport, place.connected())),
             Err(error) => {
-                if !matches!(&error, PeerError::Dial(error) if error.is_contradiction()) {
+                if !error.is_contradiction() {
                     place.failed(upstream.passive);
                 }
                 Err(error)
@@ -297,29 +293,27 @@ impl Proxy {
         }
     }
 
-    /// Makes a connection on which the payload can begin.
-    async fn open(
+    /// Connects to a peer and puts on top what it is to be told: the socket, then the preamble.
+    async fn make(
         &self,
         target: &Target,
+        upstream: &Upstream,
         conn: &Connection,
-        options: &DialOptions,
-    ) -> Result<Transport, PeerError> {
-        let header = self.preamble.as_ref().map(|preamble| preamble.bytes(conn));
-        let io = connect(target, options).await?.io;
-        let io = match &header {
-            Some(header) => before_each_datagram(io, header),
-            None => io,
-        };
-        let mut transport = Transport::new(io, None);
-        if let Some(header) = header.filter(|_| !transport.is_datagram()) {
-            begin(&mut transport, &header, options.limit)
+        started: Instant,
+    ) -> Result<Transport, AttemptError> {
+        let mut options = self.dial_options(started);
+        upstream.origin.apply(conn, &mut options);
+        let dialled = connect(target, &options).await?;
+        let transport = Transport::new(dialled.io, None);
+        match &self.preamble {
+            Some(preamble) => introduce(transport, preamble.bytes(conn), options.limit)
                 .await
-                .map_err(|source| PeerError::Preamble {
-                    target: target.to_string(),
+                .map_err(|source| AttemptError::Preamble {
+                    peer: target.to_string(),
                     source,
-                })?;
+                }),
+            None => Ok(transport),
         }
-        Ok(transport)
     }
 
     /// A dial may not take longer than what is left of `try_duration`, if there is one.
@@ -411,7 +405,9 @@ fn give_up(error: AttemptError) -> Error {
     let (side, reason) = match error {
         AttemptError::NoneAvailable => (Side::Upstream, EndReason::NoUpstream),
         AttemptError::Address(_) => (Side::Client, EndReason::DialFailed),
-        AttemptError::Peer(_) => (Side::Upstream, EndReason::DialFailed),
+        AttemptError::Dial(_) | AttemptError::Preamble { .. } => {
+            (Side::Upstream, EndReason::DialFailed)
+        }
     };
     Error::new(side, Phase::Dial, reason, error)
 }

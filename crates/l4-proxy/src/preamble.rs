@@ -6,40 +6,33 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use l4_core::conn::Session;
-use l4_core::{Addr, Io, Transport};
+use l4_core::{Addr, Transport};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
-/// Puts `header` in front of every datagram that `io` will carry; a stream is left as it is.
-pub(crate) fn before_each_datagram(io: Io, header: &[u8]) -> Io {
-    match io {
-        Io::Datagram(session) => Io::Datagram(Box::new(Introduced {
-            session,
-            datagram: header.to_vec(),
-            length: header.len(),
-        })),
-        io => io,
-    }
-}
-
-/// Begins the stream `transport` with `header`, which may take as long as `limit` says. A connection that was just made has
-/// room for it, so that nearly always nothing is waited for.
+/// Has `header` in front of what `transport` will carry: written now on a stream, which may take as long as `limit` says,
+/// and put before every datagram otherwise. A connection that was just made has room for it, so that nearly always nothing
+/// is waited for.
 ///
 /// # Errors
 /// The peer does not take it.
-pub(crate) async fn begin(
-    transport: &mut Transport,
-    header: &[u8],
+pub(crate) async fn introduce(
+    mut transport: Transport,
+    header: Vec<u8>,
     limit: Option<Duration>,
-) -> io::Result<()> {
+) -> io::Result<Transport> {
+    if transport.is_datagram() {
+        return Ok(transport.map_session(|session| Box::new(Introduced::new(session, header))));
+    }
     let writing = async {
-        transport.write_all(header).await?;
+        transport.write_all(&header).await?;
         transport.flush().await
     };
     match limit {
-        None => writing.await,
-        Some(limit) => timeout(limit, writing).await.map_err(|_| late(limit))?,
+        None => writing.await?,
+        Some(limit) => timeout(limit, writing).await.map_err(|_| late(limit))??,
     }
+    Ok(transport)
 }
 
 fn late(limit: Duration) -> io::Error {
@@ -55,6 +48,16 @@ struct Introduced {
     /// What is sent in front, and room for a datagram behind it.
     datagram: Vec<u8>,
     length: usize,
+}
+
+impl Introduced {
+    fn new(session: Box<dyn Session>, header: Vec<u8>) -> Self {
+        Self {
+            session,
+            length: header.len(),
+            datagram: header,
+        }
+    }
 }
 
 impl Session for Introduced {

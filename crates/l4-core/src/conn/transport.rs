@@ -191,12 +191,22 @@ impl Transport {
         (first, second)
     }
 
+    /// Puts something around the session that carries datagrams. The unread ones stay as they are, and so does a stream.
+    #[must_use]
+    pub fn map_session(self, wrap: impl FnOnce(Box<dyn Session>) -> Box<dyn Session>) -> Self {
+        let io = match self.io {
+            Io::Datagram(session) => Io::Datagram(wrap(session)),
+            io => io,
+        };
+        Self { io, ..self }
+    }
+
     /// Has every datagram pass through `filter`: the unread ones now, others when they are received. A stream is left as
     /// it is.
     pub(super) fn filter_datagrams(mut self, mut filter: Box<dyn DatagramFilter>) -> Self {
-        let Io::Datagram(_) = self.io else {
+        if !self.is_datagram() {
             return self;
-        };
+        }
         let mut over = false;
         let mut passed = Prefix::Empty;
         while let Some(datagram) = self.prefix.pop() {
@@ -214,16 +224,15 @@ impl Transport {
             }
         }
         self.prefix = passed;
-        self.io = match self.io {
-            Io::Datagram(session) => Io::Datagram(Box::new(FilteredSession {
+        let record = self.record.clone();
+        self.map_session(|session| {
+            Box::new(FilteredSession {
                 session,
                 filter,
-                record: self.record.clone(),
+                record,
                 over,
-            })),
-            io => io,
-        };
-        self
+            })
+        })
     }
 
     /// Takes `n` unread bytes.
