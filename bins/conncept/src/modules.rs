@@ -153,8 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_catalogue_lists_exactly_the_matchers_and_handlers_of_the_optional_crates()
-     {
+    fn the_catalogue_lists_exactly_the_matchers_and_handlers_of_the_optional_crates() {
         let mut reg = Registry::new();
         builtin(&mut reg);
         assert_eq!(reg.conflicts(), &[] as &[String]);
