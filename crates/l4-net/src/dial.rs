@@ -505,6 +505,17 @@ impl Target {
         target
     }
 
+    /// The name that is looked up at each dial, if it is one.
+    pub fn name(&self) -> Option<&str> {
+        match &self.0 {
+            Kind::Ip {
+                host: Host::Name(name),
+                ..
+            } => Some(name),
+            _ => None,
+        }
+    }
+
     /// `unix`, `unixpacket` or `unixgram`, if it is a socket file.
     pub fn unix_network(&self) -> Option<&'static str> {
         match self.0 {
@@ -514,17 +525,6 @@ impl Target {
                 UnixKind::Packet => "unixpacket",
                 UnixKind::Datagram => "unixgram",
             }),
-        }
-    }
-
-    /// The name that is looked up at each dial, if it is one.
-    pub fn name(&self) -> Option<&str> {
-        match &self.0 {
-            Kind::Ip {
-                host: Host::Name(name),
-                ..
-            } => Some(name),
-            _ => None,
         }
     }
 }
@@ -1126,59 +1126,6 @@ mod tests {
     }
 
     #[test]
-    fn source_addresses_are_read_with_and_without_a_port() {
-        for (text, expected) in [
-            ("192.0.2.1", "192.0.2.1:0"),
-            ("192.0.2.1:5000", "192.0.2.1:5000"),
-            ("2001:db8::1", "[2001:db8::1]:0"),
-            ("[2001:db8::1]", "[2001:db8::1]:0"),
-            ("[2001:db8::1]:5000", "[2001:db8::1]:5000"),
-            ("::1", "[::1]:0"),
-            ("[fe80::1%1]:5", "[fe80::1%1]:5"),
-            ("fe80::1%lo", "[fe80::1%1]:0"),
-        ] {
-            let address = source_address(text).unwrap();
-            assert_eq!(address.to_string(), expected, "{text}");
-        }
-        for bad in [
-            "",
-            " 192.0.2.1",
-            "192.0.2.1:",
-            "192.0.2.1:+5",
-            "192.0.2.1:65536",
-            "192.0.2",
-            "[192.0.2.1]:5",
-            "[::1",
-            "[::1]5",
-            "[::1]:",
-            "tcp/192.0.2.1",
-            "192.0.2.0/24",
-            "localhost",
-            "fe80::1%nowhere0",
-        ] {
-            assert_eq!(source_address(bad), None, "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn a_source_without_a_port_gets_one_only_when_it_connects() {
-        for source in ["127.0.0.2:0", "[::1]:0"] {
-            let source: SocketAddr = source.parse().unwrap();
-            let socket = Socket::new(Domain::for_address(source), Type::STREAM, None).unwrap();
-            bind_without_port(&socket, source).unwrap();
-            let bound = socket.local_addr().unwrap().as_socket().unwrap();
-            assert_eq!(bound, source);
-        }
-    }
-
-    #[test]
-    fn that_no_source_fits_is_said_once_a_minute() {
-        let told = Told(AtomicU64::new(0));
-        assert!(told.due());
-        assert!(!told.due());
-    }
-
-    #[test]
     fn hosts_are_told_apart() {
         let ip = |text: &str| Host::Ip(text.parse().unwrap());
         assert_eq!(Host::parse(""), Host::Unspecified);
@@ -1244,5 +1191,58 @@ mod tests {
             Some(libc::EHOSTUNREACH)
         );
         assert_eq!(best(&[]), None);
+    }
+
+    #[test]
+    fn source_addresses_are_read_with_and_without_a_port() {
+        for (text, expected) in [
+            ("192.0.2.1", "192.0.2.1:0"),
+            ("192.0.2.1:5000", "192.0.2.1:5000"),
+            ("2001:db8::1", "[2001:db8::1]:0"),
+            ("[2001:db8::1]", "[2001:db8::1]:0"),
+            ("[2001:db8::1]:5000", "[2001:db8::1]:5000"),
+            ("::1", "[::1]:0"),
+            ("[fe80::1%1]:5", "[fe80::1%1]:5"),
+            ("fe80::1%lo", "[fe80::1%1]:0"),
+        ] {
+            let address = source_address(text).unwrap();
+            assert_eq!(address.to_string(), expected, "{text}");
+        }
+        for bad in [
+            "",
+            " 192.0.2.1",
+            "192.0.2.1:",
+            "192.0.2.1:+5",
+            "192.0.2.1:65536",
+            "192.0.2",
+            "[192.0.2.1]:5",
+            "[::1",
+            "[::1]5",
+            "[::1]:",
+            "tcp/192.0.2.1",
+            "192.0.2.0/24",
+            "localhost",
+            "fe80::1%nowhere0",
+        ] {
+            assert_eq!(source_address(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_source_without_a_port_gets_one_only_when_it_connects() {
+        for source in ["127.0.0.2:0", "[::1]:0"] {
+            let source: SocketAddr = source.parse().unwrap();
+            let socket = Socket::new(Domain::for_address(source), Type::STREAM, None).unwrap();
+            bind_without_port(&socket, source).unwrap();
+            let bound = socket.local_addr().unwrap().as_socket().unwrap();
+            assert_eq!(bound, source);
+        }
+    }
+
+    #[test]
+    fn that_no_source_fits_is_said_once_a_minute() {
+        let told = Told(AtomicU64::new(0));
+        assert!(told.due());
+        assert!(!told.due());
     }
 }

@@ -60,6 +60,10 @@ pub struct UpstreamConfig {
     /// and merge their answers. `"first"`: try them in order until one connects.
     #[serde(default)]
     pub(crate) dial_mode: DialMode,
+    /// The most connections to each address of this upstream at a time, those of other handlers to the same address
+    /// included. Default 0: no limit.
+    #[serde(default)]
+    pub(crate) max_connections: Option<At<i64>>,
     /// Addresses of this machine to connect from, with or without a port: `["10.0.0.9"]`, `["[2001:db8::9]:5000"]`.
     /// Those of the peer's IP version are tried in order; if there is none, the system chooses. Placeholders are filled in
     /// per connection. Default: the system chooses. Not for Unix sockets.
@@ -70,10 +74,6 @@ pub struct UpstreamConfig {
     /// order of the system's resolver; with `local_address`, that of its first address.
     #[serde(default)]
     pub(crate) resolver_preference: Option<At<String>>,
-    /// The most connections to each address of this upstream at a time, those of other handlers to the same address
-    /// included. Default 0: no limit.
-    #[serde(default)]
-    pub(crate) max_connections: Option<At<i64>>,
     /// The share of connections it gets under the policy `weighted_round_robin`, such as `3` beside others with `1`.
     /// Default 1; less is 1.
     #[serde(default)]

@@ -55,14 +55,6 @@ impl Dial {
         Ok(Self::Fixed(address))
     }
 
-    /// `unix`, `unixgram` or `unixpacket`, if it is known to be one of them.
-    pub(crate) fn unix_network(&self) -> Option<&'static str> {
-        match self {
-            Self::Fixed(target) => target.unix_network(),
-            Self::Dynamic(_) => None,
-        }
-    }
-
     /// The address for a connection.
     ///
     /// What a placeholder gives may come from the client. It can only be a host or a port: it never changes the network,
@@ -93,6 +85,14 @@ impl Dial {
             }
         }
         check(&text).map(Cow::Owned)
+    }
+
+    /// `unix`, `unixgram` or `unixpacket`, if it is known to be one of them.
+    pub(crate) fn unix_network(&self) -> Option<&'static str> {
+        match self {
+            Self::Fixed(target) => target.unix_network(),
+            Self::Dynamic(_) => None,
+        }
     }
 }
 

@@ -50,13 +50,6 @@ enum AttemptError {
     Preamble { peer: String, source: io::Error },
 }
 
-impl AttemptError {
-    /// Whether nothing was tried that could say something about the peer.
-    fn is_contradiction(&self) -> bool {
-        matches!(self, Self::Dial(error) if error.is_contradiction())
-    }
-}
-
 /// An upstream that was connected to.
 struct Connected {
     upstream: usize,
@@ -331,26 +324,17 @@ impl Proxy {
     }
 }
 
+impl AttemptError {
+    /// Whether nothing was tried that could say something about the peer.
+    fn is_contradiction(&self) -> bool {
+        matches!(self, Self::Dial(error) if error.is_contradiction())
+    }
+}
+
 impl Peers {
     fn add(&mut self, (transport, reserved): (Transport, Reserved)) {
         self.transports.push(transport);
         self.reserved.push(reserved);
-    }
-}
-
-/// The preamble of that name; the empty one is as good as none.
-fn preamble(
-    name: &At<String>,
-    cx: &mut Provision<'_>,
-) -> Result<Option<Box<dyn Preamble>>, Rejected> {
-    match cx.expand_load(name)?.as_str() {
-        "" => Ok(None),
-        version @ ("v1" | "v2") => cx.module::<Preambles>(version, name.node()).map(Some),
-        other => Err(cx.reject_help(
-            name.node(),
-            format!("proxy_protocol: {other:?} should be empty, or one of \"v1\" \"v2\""),
-            "write \"v2\", or \"v1\" for a server that knows nothing else",
-        )),
     }
 }
 
@@ -370,6 +354,22 @@ fn start_checks(upstreams: &[Upstream], cx: &mut Provision<'_>) {
             generation.background(active::check(target, health));
         }
     });
+}
+
+/// The preamble of that name; the empty one is as good as none.
+fn preamble(
+    name: &At<String>,
+    cx: &mut Provision<'_>,
+) -> Result<Option<Box<dyn Preamble>>, Rejected> {
+    match cx.expand_load(name)?.as_str() {
+        "" => Ok(None),
+        version @ ("v1" | "v2") => cx.module::<Preambles>(version, name.node()).map(Some),
+        other => Err(cx.reject_help(
+            name.node(),
+            format!("proxy_protocol: {other:?} should be empty, or one of \"v1\" \"v2\""),
+            "write \"v2\", or \"v1\" for a server that knows nothing else",
+        )),
+    }
 }
 
 /// Relays until the end, or until one of `down` says that a peer is; then both sides are closed and there is no result.
