@@ -66,6 +66,7 @@ struct Family {
 
 const MATCHERS: &str = "layer4.matchers";
 const HANDLERS: &str = "layer4.handlers";
+const TRANSPORTS: &str = "layer4.proxy.transports";
 const APPS: &str = "";
 
 const FAMILIES: &[Family] = &[
@@ -73,7 +74,12 @@ const FAMILIES: &[Family] = &[
         feature: "tls",
         built: cfg!(feature = "tls"),
         copyleft: false,
-        modules: &[(MATCHERS, "tls"), (HANDLERS, "tls"), (APPS, "tls")],
+        modules: &[
+            (MATCHERS, "tls"),
+            (HANDLERS, "tls"),
+            (TRANSPORTS, "tls"),
+            (APPS, "tls"),
+        ],
     },
     Family {
         feature: "http",
@@ -153,7 +159,7 @@ mod tests {
         assert_eq!(reg.conflicts(), &[] as &[String]);
         let top_level = |id: &str| {
             !id.contains('.')
-                || [MATCHERS, HANDLERS].iter().any(|ns| {
+                || [MATCHERS, HANDLERS, TRANSPORTS].iter().any(|ns| {
                     id.strip_prefix(ns)
                         .and_then(|name| name.strip_prefix('.'))
                         .is_some()

@@ -1,13 +1,16 @@
 //! The handler: choose, connect, relay.
 
 use std::future::poll_fn;
+use std::io;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use l4_core::prelude::*;
-use l4_core::{EndReason, Error, Phase, Side, Transport};
-use l4_net::dial::{DialError, DialOptions, connect};
+use l4_core::upstream::PeerTransport;
+use l4_core::{EndReason, Error, Io, Phase, Side, Transport};
+use l4_net::dial::{DialError, DialOptions, Target, connect};
 use l4_net::relay::{Limits, Relayed, relay};
+use l4_net::sockopt;
 use thiserror::Error as ThisError;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -17,7 +20,7 @@ use crate::dial::AddressRefused;
 use crate::health::{HealthChecks, active};
 use crate::peer::{Place, Reserved};
 use crate::policy::{INLINE_KEY, Random, Select, SelectionPolicies};
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, peer_name};
 
 /// The `proxy` handler.
 pub struct Proxy {
@@ -42,6 +45,8 @@ enum AttemptError {
     Address(#[from] AddressRefused),
     #[error(transparent)]
     Dial(#[from] DialError),
+    #[error("TLS with {peer}: {source}")]
+    Tls { peer: String, source: io::Error },
 }
 
 /// An upstream that was connected to.
@@ -119,17 +124,12 @@ impl AsyncHandler for Proxy {
         record.set_upstream(self.upstreams[upstream].label().clone());
         let down = |reserved: &mut Reserved| reserved.down.take();
         let down: Vec<_> = reserved.iter_mut().filter_map(down).collect();
+        let client = self.upstreams[upstream].first_answer.watch(conn);
         let relayed = if down.is_empty() {
             drop(down);
-            Some(relay(conn.into_transport(), transports, self.limits).await)
+            Some(relay(client, transports, self.limits).await)
         } else {
-            Box::pin(relay_until(
-                down,
-                conn.into_transport(),
-                transports,
-                self.limits,
-            ))
-            .await
+            Box::pin(relay_until(down, client, transports, self.limits)).await
         };
         drop(reserved);
         let Some(relayed) = relayed else {
@@ -244,7 +244,7 @@ impl Proxy {
                     peers.add(connected);
                     return Ok(Some(peers));
                 }
-                Err(error) => last = Err(error.into()),
+                Err(error) => last = Err(error),
             }
         }
         last
@@ -256,16 +256,16 @@ impl Proxy {
         upstream: &Upstream,
         conn: &Connection,
         started: Instant,
-    ) -> Result<(Transport, Reserved), DialError> {
-        let dialled = connect(&place.target, &self.dial_options(started)).await;
-        let error = dialled.as_ref().err();
+    ) -> Result<(Transport, Reserved), AttemptError> {
+        let made = self.make(&place.target, upstream, conn, started).await;
+        let error = made.as_ref().err();
         debug!(
             target: "layer4.handlers.proxy",
             conn = conn.record().id(), remote = %conn.remote(), upstream = %place.target, error = error.map(tracing::field::display),
             "dial upstream"
         );
-        match dialled {
-            Ok(dialled) => Ok((Transport::new(dialled.io, None), place.connected())),
+        match made {
+            Ok(transport) => Ok((transport, place.connected())),
             Err(error) => {
                 place.failed(upstream.passive);
                 Err(error)
@@ -273,14 +273,75 @@ impl Proxy {
         }
     }
 
-    /// A dial may not take longer than what is left of `try_duration`, if there is one.
-    fn dial_options(&self, started: Instant) -> DialOptions {
-        let left = (!self.try_duration.is_zero()).then(|| {
+    /// Connects to a peer and puts on top what the upstream asks for: the socket, then TLS.
+    async fn make(
+        &self,
+        target: &Target,
+        upstream: &Upstream,
+        conn: &Connection,
+        started: Instant,
+    ) -> Result<Transport, AttemptError> {
+        let dialled = connect(target, &self.dial_options(started)).await?;
+        let transport = Transport::new(dialled.io, None);
+        match &upstream.tls {
+            Some(tls) => {
+                self.wrap(tls.as_ref(), transport, target, conn, started)
+                    .await
+            }
+            None => Ok(transport),
+        }
+    }
+
+    async fn wrap(
+        &self,
+        tls: &dyn PeerTransport,
+        transport: Transport,
+        target: &Target,
+        conn: &Connection,
+        started: Instant,
+    ) -> Result<Transport, AttemptError> {
+        let wrapped = async {
+            if transport.is_datagram() {
+                return Err(io::Error::other(
+                    "datagrams are no stream; there is no DTLS",
+                ));
+            }
+            if let Io::Tcp(socket) = transport.io() {
+                // Below a layer nobody finds it later. One that is broken already refuses, and needs no probes.
+                let _ = sockopt::set_keepalive(socket);
+            }
+            let host = target.host();
+            let wrapping = tls.wrap(transport, peer_name(&host, target), conn);
+            match self.left(started) {
+                Some(left) => tokio::time::timeout(left, wrapping)
+                    .await
+                    .unwrap_or_else(|_| {
+                        Err(io::Error::new(
+                            io::ErrorKind::TimedOut,
+                            "not complete when try_duration was over",
+                        ))
+                    }),
+                None => wrapping.await,
+            }
+        };
+        wrapped.await.map_err(|source| AttemptError::Tls {
+            peer: target.to_string(),
+            source,
+        })
+    }
+
+    /// What is left of `try_duration`, if there is one.
+    fn left(&self, started: Instant) -> Option<Duration> {
+        (!self.try_duration.is_zero()).then(|| {
             self.try_duration
                 .saturating_sub(started.elapsed())
                 .max(self.try_interval)
-        });
-        let limit = match (self.dial_timeout, left) {
+        })
+    }
+
+    /// A dial may not take longer than what is left of `try_duration`.
+    fn dial_options(&self, started: Instant) -> DialOptions {
+        let limit = match (self.dial_timeout, self.left(started)) {
             (Some(limit), Some(left)) => Some(limit.min(left)),
             (limit, left) => limit.or(left),
         };
@@ -346,7 +407,7 @@ fn give_up(error: AttemptError) -> Error {
     let (side, reason) = match error {
         AttemptError::NoneAvailable => (Side::Upstream, EndReason::NoUpstream),
         AttemptError::Address(_) => (Side::Client, EndReason::DialFailed),
-        AttemptError::Dial(_) => (Side::Upstream, EndReason::DialFailed),
+        AttemptError::Dial(_) | AttemptError::Tls { .. } => (Side::Upstream, EndReason::DialFailed),
     };
     Error::new(side, Phase::Dial, reason, error)
 }

@@ -522,6 +522,9 @@ async fn clients_authenticate_as_the_mode_says() {
     let (ours, foreign) = (Authority::new("Ours"), Authority::new("Foreign"));
     let (good, bad) = (ours.client("good"), foreign.client("bad"));
     let pool = json!({"provider": "inline", "trusted_ca_certs": [ours.base64()]});
+    let both = json!({"provider": "combined", "sources": [
+        pool, {"provider": "inline", "trusted_ca_certs": [foreign.base64()]},
+    ]});
     let leaf = json!([{"verifier": "leaf", "leaf_certs_loaders": [
         {"loader": "pem", "certificates": [bad.certificate]},
     ]}]);
@@ -539,6 +542,7 @@ async fn clients_authenticate_as_the_mode_says() {
             [false, true, false],
         ),
         (json!({"ca": pool}), [false, true, false]),
+        (json!({"ca": both}), [false, true, true]),
         (
             json!({"trusted_ca_certs": [ours.base64()]}),
             [false, true, false],
@@ -711,8 +715,16 @@ fn faulty_policies_are_refused() {
             "parsing certificate at index 0",
         ),
         (
-            json!({"client_authentication": {"mode": "require_and_verify"}}),
-            "not in this build yet",
+            json!({"client_authentication": {"ca": {"provider": "http", "endpoints": ["a"]}}}),
+            "the trust pool provider http is not in this build yet",
+        ),
+        (
+            json!({"client_authentication": {"ca": {"provider": "combined", "sources": []}}}),
+            "no sources specified for combined CA pool",
+        ),
+        (
+            json!({"client_authentication": {"ca": {"provider": "inline", "trusted_ca_certs": []}}}),
+            "the trust pool is empty",
         ),
         (
             json!({"handshake_context": {}}),
