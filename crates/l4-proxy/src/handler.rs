@@ -12,6 +12,7 @@ use l4_net::dial::{DialError, DialOptions, Target, connect};
 use l4_net::relay::{Limits, Relayed, relay};
 use l4_net::sockopt;
 use thiserror::Error as ThisError;
+use tokio::io::Interest;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -45,8 +46,9 @@ enum AttemptError {
     Address(#[from] AddressRefused),
     #[error(transparent)]
     Dial(#[from] DialError),
-    #[error("TLS with {peer}: {source}")]
-    Tls { peer: String, source: io::Error },
+    // What the library said is all in the text: as a source it would be repeated.
+    #[error("TLS with {peer}: {error}")]
+    Tls { peer: String, error: io::Error },
 }
 
 /// An upstream that was connected to.
@@ -115,7 +117,7 @@ impl HandlerModule for Proxy {
 impl AsyncHandler for Proxy {
     async fn handle(&self, conn: Connection, _: Rest<'_>) -> Result<Flow> {
         // Boxed, so that nothing of it is left while the connection is being relayed for hours.
-        let Connected { upstream, peers } = Box::pin(self.connect(&conn)).await?;
+        let Connected { upstream, peers } = Box::pin(self.connect_for(&conn)).await?;
         let Peers {
             transports,
             mut reserved,
@@ -152,6 +154,18 @@ impl AsyncHandler for Proxy {
 }
 
 impl Proxy {
+    /// Connects, unless the client breaks off before: then nobody is there to wait for.
+    async fn connect_for(&self, conn: &Connection) -> Result<Connected> {
+        // Neither is polled again after the other has won.
+        tokio::select! {
+            biased;
+            connected = self.connect(conn) => connected,
+            error = reset_by(conn) => {
+                Err(Error::new(Side::Client, Phase::Dial, EndReason::ClientReset, error))
+            }
+        }
+    }
+
     /// Chooses and connects, again and again until `try_duration` is over. Nothing is read from the client meanwhile,
     /// so nothing of it can be lost.
     async fn connect(&self, conn: &Connection) -> Result<Connected> {
@@ -324,9 +338,9 @@ impl Proxy {
                 None => wrapping.await,
             }
         };
-        wrapped.await.map_err(|source| AttemptError::Tls {
+        wrapped.await.map_err(|error| AttemptError::Tls {
             peer: target.to_string(),
-            source,
+            error,
         })
     }
 
@@ -353,6 +367,23 @@ impl Peers {
     fn add(&mut self, (transport, reserved): (Transport, Reserved)) {
         self.transports.push(transport);
         self.reserved.push(reserved);
+    }
+}
+
+/// Waits until the client resets the connection. The end of its stream alone is none: it may be waiting for an answer.
+/// Below a layer nobody sees it, and a datagram session has no such thing.
+async fn reset_by(conn: &Connection) -> io::Error {
+    let Io::Tcp(socket) = conn.io() else {
+        return std::future::pending().await;
+    };
+    loop {
+        let ready = socket.ready(Interest::ERROR).await;
+        if let Err(error) | Ok(Some(error)) = ready.and_then(|_| socket.take_error()) {
+            return error;
+        }
+        // Nothing was wrong: forget that something seemed to be.
+        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        let _ = socket.try_io(Interest::ERROR, nothing);
     }
 }
 
