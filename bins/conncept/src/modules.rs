@@ -209,6 +209,26 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "proxy")]
+    #[test]
+    fn tls_to_upstreams_in_a_build_without_it_is_refused_with_the_command_that_adds_it() {
+        let mut reg = Registry::new();
+        l4_proxy::register(&mut reg);
+        leave_out(&mut reg, FAMILIES.iter());
+        let text = r#"{"apps":{"layer4":{"servers":{"a":{"routes":[{"handle":[
+            {"handler":"proxy","upstreams":[{"dial":["a:1"],"tls":{}}]}]}]}}}}}"#;
+        let document = Document::parse("l4.json", text.as_bytes()).unwrap();
+        let errors = App::load(&document, &reg).app.err().unwrap();
+        let said = Errors::from(errors).to_string();
+        for part in [
+            "unknown module: layer4.proxy.transports.tls",
+            "cargo xtask build --with tls",
+            "/upstreams/0/tls",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+
     #[test]
     fn one_copyleft_family_decides_the_licence() {
         let family = |copyleft| Family {

@@ -19,7 +19,9 @@ use rustls::client::{ClientConfig, ResolvesClientCert, Resumption, WebPkiServerV
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion, version};
+use rustls::{
+    CertificateError, SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion, version,
+};
 use serde::Deserialize;
 use tokio_rustls::TlsConnector;
 use tracing::debug;
@@ -27,7 +29,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::ClientHello;
 use crate::app::{TlsApp, read_file};
-use crate::certs::{CertificateError, certified_key};
+use crate::certs::{CertificateError as PairError, certified_key};
 use crate::info::Offered;
 use crate::placeholders::version_name;
 use crate::policy::{GROUPS, groups, provider};
@@ -266,7 +268,7 @@ impl PeerTransport for OriginateTls {
                     named.name
                 )));
             }
-            let stream = stream?;
+            let stream = stream.map_err(explained)?;
             let session = stream.get_ref().1;
             debug!(
                 conn = client.record().id(),
@@ -450,9 +452,9 @@ impl Identity {
                 let (chain, private) = (texts.0?, texts.1?);
                 let pair = certified_key(&chain, &private, &provider()).map_err(|error| {
                     let node = match error {
-                        CertificateError::Key(_)
-                        | CertificateError::UnusableKey(_)
-                        | CertificateError::KeyMismatch => key.node(),
+                        PairError::Key(_) | PairError::UnusableKey(_) | PairError::KeyMismatch => {
+                            key.node()
+                        }
                         _ => certificate.node(),
                     };
                     cx.reject(
@@ -521,6 +523,31 @@ impl ResolvesClientCert for Named {
     fn has_certs(&self) -> bool {
         true
     }
+}
+
+/// What the library says about a certificate is for those who know it; this is for operators.
+fn explained(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    let Some(rustls::Error::InvalidCertificate(why)) = inner else {
+        return error;
+    };
+    let text = match why {
+        // The signature is bad where an authority of this name is trusted, with another key: one that was made anew.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "no trusted authority has signed its certificate; name it in \"ca\" of \"tls\""
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "its certificate has expired"
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "its certificate is not valid yet"
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "its certificate is for another name; set server_name in \"tls\""
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{text} ({why})"))
 }
 
 /// Whether one of `authorities` has issued a certificate of the chain; none listed accepts all (RFC 8446 section 4.2.4).

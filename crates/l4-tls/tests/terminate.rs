@@ -496,6 +496,48 @@ async fn placeholders_say_what_was_agreed_on() {
 }
 
 #[tokio::test]
+async fn l4_placeholders_say_what_was_agreed_on_though_a_matcher_read_the_hello_before() {
+    let loaded = vec![pair(&["a.test"]).pem()];
+    let told = |text: &str| json!([{"handler": "vars", "told": text}, {"handler": "respond", "body": "{l4.vars.told}"}]);
+    let text = json!({"apps": {
+        "tls": {"certificates": {"load_pem": loaded}},
+        "layer4": {"servers": {"test": {"listen": ["127.0.0.1:1"], "routes": [
+            {"match": [{"tls": {"sni": ["a.test"]}}], "handle": [
+                {"handler": "vars", "before": "{l4.tls.version}"},
+                {"handler": "tls", "connection_policies": [{"protocol_max": "tls1.2"}]},
+            ]},
+            {"handle": told("{l4.vars.before} {l4.tls.version} {l4.tls.ech} {l4.tls.proto_mutual}")},
+        ]}}},
+    }});
+    let server = Server::new(&text.to_string());
+    let said = server.told(&client(), "a.test").await.unwrap();
+    assert_eq!(said, "tls1.3 tls1.2 false true");
+}
+
+#[tokio::test]
+async fn l8_captures_of_a_policy_and_placeholders_in_it_work() {
+    let loaded = vec![pair(&["*.test"]).pem()];
+    let text = json!({"apps": {
+        "tls": {"certificates": {"load_pem": loaded}},
+        "layer4": {"servers": {"test": {"listen": ["127.0.0.1:1"], "routes": [{"handle": [
+            {"handler": "vars", "wanted": "b.test"},
+            {"handler": "tls", "connection_policies": [
+                {"match": {"sni_regexp": {"name": "host", "pattern": "^(a+)\\.test$"}}, "alpn": ["a"]},
+                {"match": {"sni": ["{l4.vars.wanted}"]}, "alpn": ["b"]},
+            ]},
+            {"handler": "vars", "told": "{tls.regexp.host.1} {l4.tls.proto}"},
+            {"handler": "respond", "body": "{l4.vars.told}"},
+        ]}]}}},
+    }});
+    let server = Server::new(&text.to_string());
+    for (name, expected) in [("aaa.test", "aaa a"), ("b.test", " b")] {
+        let said = server.told(&alpn(&["a", "b"]), name).await.unwrap();
+        assert_eq!(said, expected, "{name}");
+    }
+    assert!(server.told(&client(), "c.test").await.is_err());
+}
+
+#[tokio::test]
 async fn sessions_are_resumed_unless_clients_authenticate() {
     let certificate = pair(&["a.test"]);
     let told = "{l4.tls.version} {l4.tls.resumed}";
@@ -517,7 +559,7 @@ async fn sessions_are_resumed_unless_clients_authenticate() {
 }
 
 #[tokio::test]
-async fn clients_authenticate_as_the_mode_says() {
+async fn l9_clients_authenticate_as_the_mode_says() {
     let certificate = pair(&["a.test"]);
     let (ours, foreign) = (Authority::new("Ours"), Authority::new("Foreign"));
     let (good, bad) = (ours.client("good"), foreign.client("bad"));
@@ -597,7 +639,7 @@ async fn the_certificate_of_a_client_is_readable() {
 }
 
 #[tokio::test]
-async fn tls_inside_tls_is_told_apart() {
+async fn l5_tls_inside_tls_is_told_apart() {
     let (outer, inner) = (pair(&["outer.test"]), pair(&["inner.test"]));
     let text = config(
         &[&outer, &inner],
