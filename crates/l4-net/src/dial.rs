@@ -851,6 +851,21 @@ mod tests {
     }
 
     #[test]
+    fn the_host_of_a_target_is_what_a_certificate_can_be_for() {
+        for (text, host, port) in [
+            ("a.example:443", "a.example", Some(443)),
+            ("10.0.0.1:443", "10.0.0.1", Some(443)),
+            ("[2001:db8::1]:443", "2001:db8::1", Some(443)),
+            ("[fe80::1%eth0]:443", "fe80::1", Some(443)),
+            (":443", "localhost", Some(443)),
+            ("unix//run/x.sock", "/run/x.sock", None),
+        ] {
+            let target = Target::new(&text.parse().unwrap()).unwrap();
+            assert_eq!((&*target.host(), target.port()), (host, port), "{text}");
+        }
+    }
+
+    #[test]
     fn hosts_are_told_apart() {
         let ip = |text: &str| Host::Ip(text.parse().unwrap());
         assert_eq!(Host::parse(""), Host::Unspecified);

@@ -149,7 +149,7 @@ impl AppModule for TlsApp {
 impl TlsApp {
     /// Whether there is, or will be, a certificate for `name`, in lower case.
     pub(crate) fn provides(&self, name: &str) -> bool {
-        self.certificates.named(name).next().is_some()
+        self.certificates.know(name)
     }
 }
 

@@ -263,13 +263,18 @@ impl Certificates {
     }
 
     /// Those for `name`, in lower case: the ones that have it, then those for its patterns.
-    pub(crate) fn named(&self, name: &str) -> impl Iterator<Item = &Arc<Certificate>> {
+    pub(crate) fn named(&self, name: &str) -> impl Iterator<Item = Arc<Certificate>> {
         let names = std::iter::once(name.to_owned()).chain(patterns(name));
-        let indices = names.flat_map(|name| {
-            let found = self.by_name.get(name.as_str()).map(Vec::as_slice);
-            found.unwrap_or_default().iter()
-        });
-        indices.filter_map(|i| self.all.get(*i))
+        let places = names.filter_map(|name| self.by_name.get(name.as_str()));
+        places
+            .flatten()
+            .filter_map(|i| self.all.get(*i).map(Arc::clone))
+    }
+
+    /// Whether there is one for `name`, in lower case, or for a pattern of it.
+    pub(crate) fn know(&self, name: &str) -> bool {
+        let mut names = std::iter::once(name.to_owned()).chain(patterns(name));
+        names.any(|name| self.by_name.contains_key(name.as_str()))
     }
 
     fn best(

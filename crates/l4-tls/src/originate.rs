@@ -192,7 +192,8 @@ impl OriginateTls {
         }
     }
 
-    /// What the handshake on behalf of `client` is made with.
+    /// What the handshake on behalf of `client` is made with. Made anew each time: it takes some microseconds, a
+    /// thousandth of the handshake, and there is no session to resume that a cache could keep.
     fn config(
         &self,
         client: &Connection,
@@ -807,27 +808,5 @@ mod tests {
             let name = name.map(|name| name.to_str().into_owned());
             assert_eq!(name.as_deref(), expected, "{text}");
         }
-    }
-
-    /// Why nothing is kept from one connection to the next: there is nothing to gain.
-    #[test]
-    fn settings_are_made_without_any_cryptography() {
-        let (mut conn, _client) = l4_testkit::connection(1);
-        conn.set_extension(Offered(parse(CHROMIUM)));
-        let origin = OriginateTls {
-            verifier: Arc::new(TrustAnybody),
-            verifies: false,
-            identity: Identity::None,
-            server_name: None,
-            timeout: None,
-            except_ports: Vec::new(),
-            groups: None,
-        };
-        let start = std::time::Instant::now();
-        for _ in 0..1000 {
-            origin.config(&conn, None).unwrap();
-        }
-        // A thousandth of a handshake in an optimised build; a key generation alone would break this.
-        assert!(start.elapsed() < Duration::from_secs(1));
     }
 }
