@@ -17,6 +17,7 @@ use rustls::{
 use serde::Deserialize;
 
 use crate::app::pem_files;
+use crate::peer_cert::stands_for_itself;
 use crate::pem;
 use crate::policy::provider;
 use crate::trust_pool::{
@@ -145,7 +146,7 @@ impl ClientAuthConfig {
             pool = system_roots(mode_node, cx)?;
         }
         let chain = if verified {
-            let roots = root_store(pool, mode_node, cx)?;
+            let roots = root_store(pool.clone(), mode_node, cx)?;
             let built =
                 WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider()))
                     .build();
@@ -156,6 +157,8 @@ impl ClientAuthConfig {
         Ok(Some(Arc::new(ClientVerifier {
             mandatory: matches!(mode, Mode::Require | Mode::RequireAndVerify),
             chain,
+            // The system's authorities are no clients' certificates.
+            pinned: if has_pool { pool } else { Vec::new() },
             checks,
             algorithms: provider().signature_verification_algorithms,
         })))
@@ -167,6 +170,9 @@ pub(crate) struct ClientVerifier {
     mandatory: bool,
     /// Checks the chain; without it any chain will do.
     chain: Option<Arc<dyn ClientCertVerifier>>,
+    /// Certificates that need no other's signature: a self-signed one says that it is an authority, and webpki refuses
+    /// one as a client's.
+    pinned: Vec<CertificateDer<'static>>,
     checks: Vec<Box<dyn VerifyClient>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -199,7 +205,13 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         if let Some(chain) = &self.chain {
-            chain.verify_client_cert(leaf, intermediates, now)?;
+            let verified = chain.verify_client_cert(leaf, intermediates, now);
+            verified.map(drop).or_else(|error| {
+                match stands_for_itself(&self.pinned, leaf, now, |usage| usage.client_auth) {
+                    true => Ok(()),
+                    false => Err(error),
+                }
+            })?;
         }
         for check in &self.checks {
             check.verify(leaf).map_err(|why| {

@@ -18,12 +18,12 @@ mod handshake_match;
 mod info;
 mod matcher;
 mod originate;
+mod peer_cert;
 mod pem;
 mod placeholders;
 mod policy;
 mod records;
 mod route_program;
-mod server_cert;
 mod terminate;
 mod trust_pool;
 

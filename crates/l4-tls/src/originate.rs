@@ -31,9 +31,9 @@ use crate::ClientHello;
 use crate::app::{TlsApp, read_file};
 use crate::certs::{CertificateError as PairError, certified_key};
 use crate::info::Offered;
+use crate::peer_cert::{PoolVerifier, TrustAnybody};
 use crate::placeholders::version_name;
 use crate::policy::{GROUPS, groups, provider};
-use crate::server_cert::{PoolVerifier, TrustAnybody};
 use crate::trust_pool::{
     base64_certificates, certificate_files, root_store, system_roots, trust_pool,
 };

@@ -619,6 +619,37 @@ async fn l9_clients_authenticate_as_the_mode_says() {
 }
 
 #[tokio::test]
+async fn a_client_certificate_that_is_itself_trusted_is_let_in_while_it_is_valid() {
+    // As `openssl req -x509` makes them: authorities by their own account.
+    let own = |year: i32| {
+        let mut params = params(&["me.test"]);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        self_signed(params)
+    };
+    let (good, old, foreign) = (own(4000), own(2001), own(4000));
+    let base64 = |pair: &Pair| -> String {
+        let lines = pair.certificate.lines();
+        lines.filter(|line| !line.starts_with('-')).collect()
+    };
+    let ca = json!({"provider": "inline", "trusted_ca_certs": [base64(&good), base64(&old)]});
+    let policies = json!([{"client_authentication": {"ca": ca}}]);
+    let server = Server::tells(
+        &[&pair(&["a.test"])],
+        policies,
+        "{l4.tls.client.san.dns_names}",
+    );
+    for (who, expected) in [(&good, true), (&old, false), (&foreign, false)] {
+        let setup = Setup {
+            identity: Some(who.client_auth()),
+            ..Setup::default()
+        };
+        let told = server.told(&setup.build().0, "a.test").await;
+        assert_eq!(told.is_ok_and(|told| told == "[me.test]"), expected);
+    }
+}
+
+#[tokio::test]
 async fn the_certificate_of_a_client_is_readable() {
     let authority = Authority::new("Ours");
     let identity = authority.client("me").client_auth();

@@ -1,4 +1,4 @@
-//! How the certificate of an upstream is verified.
+//! How the certificate of an upstream is verified, and what stands for itself in a trust pool.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+use x509_parser::extensions::ExtendedKeyUsage;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::policy::provider;
@@ -31,26 +32,38 @@ impl PoolVerifier {
 
     /// Whether `leaf` is in the pool and good for a server of this name now.
     fn is_pinned(&self, leaf: &CertificateDer<'_>, name: &ServerName<'_>, now: UnixTime) -> bool {
-        if !self.pool.iter().any(|known| **known == **leaf) {
-            return false;
-        }
-        let Ok((_, parsed)) = X509Certificate::from_der(leaf) else {
-            return false;
+        let named = || {
+            ParsedCertificate::try_from(leaf)
+                .is_ok_and(|leaf| verify_server_name(&leaf, name).is_ok())
         };
-        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        let (from, to) = (
-            parsed.validity().not_before.timestamp(),
-            parsed.validity().not_after.timestamp(),
-        );
-        // Without the extension a certificate is for every use (RFC 5280 section 4.2.1.12).
-        let for_servers = match parsed.extended_key_usage() {
-            Ok(usage) => usage.is_none_or(|usage| usage.value.any || usage.value.server_auth),
-            Err(_) => false,
-        };
-        let named = ParsedCertificate::try_from(leaf)
-            .is_ok_and(|leaf| verify_server_name(&leaf, name).is_ok());
-        (from..=to).contains(&now) && for_servers && named
+        stands_for_itself(&self.pool, leaf, now, |usage| usage.server_auth) && named()
     }
+}
+
+/// Whether `leaf` is itself in `pool`, and valid now for what `is_for` asks.
+pub(crate) fn stands_for_itself(
+    pool: &[CertificateDer<'_>],
+    leaf: &CertificateDer<'_>,
+    now: UnixTime,
+    is_for: fn(&ExtendedKeyUsage<'_>) -> bool,
+) -> bool {
+    if !pool.iter().any(|known| **known == **leaf) {
+        return false;
+    }
+    let Ok((_, parsed)) = X509Certificate::from_der(leaf) else {
+        return false;
+    };
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let (from, to) = (
+        parsed.validity().not_before.timestamp(),
+        parsed.validity().not_after.timestamp(),
+    );
+    // Without the extension a certificate is for every use (RFC 5280 section 4.2.1.12).
+    let usable = match parsed.extended_key_usage() {
+        Ok(usage) => usage.is_none_or(|usage| usage.value.any || is_for(usage.value)),
+        Err(_) => false,
+    };
+    usable && (from..=to).contains(&now)
 }
 
 impl ServerCertVerifier for PoolVerifier {
