@@ -112,11 +112,20 @@ impl Conncept {
 
     /// Runs with `config` and further arguments, and waits until it serves.
     pub fn serving_with(config: &Value, args: &[&str]) -> Self {
+        Self::serving_prepared(config, args, |_| {})
+    }
+
+    /// The same in an environment of its own, or however `prepare` changes the command.
+    pub fn serving_prepared(
+        config: &Value,
+        args: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("l4.json");
         fs::write(&file, config.to_string()).unwrap();
         let args = [&["--config", file.to_str().unwrap()], args].concat();
-        let this = Self::start_in(dir, &args);
+        let this = Self::start_in(dir, &args, prepare);
         this.logged("serving initial configuration");
         this
     }
@@ -131,10 +140,10 @@ impl Conncept {
 
     /// Starts `run` with `args` and waits for nothing.
     pub fn start(args: &[&str]) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), args)
+        Self::start_in(tempfile::tempdir().unwrap(), args, |_| {})
     }
 
-    fn start_in(dir: TempDir, args: &[&str]) -> Self {
+    fn start_in(dir: TempDir, args: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(program());
         command.args(["run", "--log-format", "json"]).args(args);
         // Standard output goes to a file: nobody has to read it, and nothing is lost.
@@ -146,6 +155,7 @@ impl Conncept {
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(Stdio::piped());
+        prepare(&mut command);
         let mut child = command.spawn().unwrap();
         let logs = Logs::read(child.stderr.take().unwrap());
         Self { child, logs, dir }

@@ -396,6 +396,20 @@ fn tables() -> Vec<(&'static str, Value)> {
             json!({"handler": "proxy", "upstreams": [{"dial": ["127.0.0.1:1"], "none such": 1}]}),
         ),
         (
+            "layer4.proxy.transports.tls",
+            json!({"handler": "proxy", "upstreams": [{"dial": ["127.0.0.1:1"], "tls": {"none such": 1}}]}),
+        ),
+        (
+            "tls.ca_pool.source.combined",
+            json!({"handler": "tls", "connection_policies": [
+                {"client_authentication": {"ca": {"provider": "combined", "none such": 1}}},
+            ]}),
+        ),
+        (
+            "http.matchers.tls",
+            json!({"http": [{"tls": {"none such": 1}}]}),
+        ),
+        (
             "handlers/proxy#Load balancing",
             json!({"handler": "proxy", "upstreams": [upstream], "load_balancing": {"none such": 1}}),
         ),
@@ -604,6 +618,12 @@ fn modules_that_are_said_to_have_no_fields_have_none() {
         (
             "layer4.handlers.close",
             json!({"handler": "close", "none such": 1}),
+        ),
+        (
+            "tls.ca_pool.source.system",
+            json!({"handler": "tls", "connection_policies": [
+                {"client_authentication": {"ca": {"provider": "system", "none such": 1}}},
+            ]}),
         ),
     ] {
         let text = section(heading).lines.join(" ");

@@ -67,6 +67,7 @@ struct Family {
 const MATCHERS: &str = "layer4.matchers";
 const HANDLERS: &str = "layer4.handlers";
 const PREAMBLES: &str = "layer4.proxy.preambles";
+const TRANSPORTS: &str = "layer4.proxy.transports";
 const APPS: &str = "";
 
 const FAMILIES: &[Family] = &[
@@ -74,7 +75,12 @@ const FAMILIES: &[Family] = &[
         feature: "tls",
         built: cfg!(feature = "tls"),
         copyleft: false,
-        modules: &[(MATCHERS, "tls"), (HANDLERS, "tls"), (APPS, "tls")],
+        modules: &[
+            (MATCHERS, "tls"),
+            (HANDLERS, "tls"),
+            (TRANSPORTS, "tls"),
+            (APPS, "tls"),
+        ],
     },
     Family {
         feature: "http",
@@ -159,7 +165,7 @@ mod tests {
         assert_eq!(reg.conflicts(), &[] as &[String]);
         let top_level = |id: &str| {
             !id.contains('.')
-                || [MATCHERS, HANDLERS, PREAMBLES].iter().any(|ns| {
+                || [MATCHERS, HANDLERS, PREAMBLES, TRANSPORTS].iter().any(|ns| {
                     id.strip_prefix(ns)
                         .and_then(|name| name.strip_prefix('.'))
                         .is_some()
@@ -206,6 +212,26 @@ mod tests {
                 "{said}"
             );
             assert!(said.contains(&remedy), "{said}");
+        }
+    }
+
+    #[cfg(feature = "proxy")]
+    #[test]
+    fn tls_to_upstreams_in_a_build_without_it_is_refused_with_the_command_that_adds_it() {
+        let mut reg = Registry::new();
+        l4_proxy::register(&mut reg);
+        leave_out(&mut reg, FAMILIES.iter());
+        let text = r#"{"apps":{"layer4":{"servers":{"a":{"routes":[{"handle":[
+            {"handler":"proxy","upstreams":[{"dial":["a:1"],"tls":{}}]}]}]}}}}}"#;
+        let document = Document::parse("l4.json", text.as_bytes()).unwrap();
+        let errors = App::load(&document, &reg).app.err().unwrap();
+        let said = Errors::from(errors).to_string();
+        for part in [
+            "unknown module: layer4.proxy.transports.tls",
+            "cargo xtask build --with tls",
+            "/upstreams/0/tls",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
         }
     }
 

@@ -19,6 +19,16 @@ impl Kind for PeerTransports {
 
 /// What is put on top of the connection to a peer.
 pub trait PeerTransport: Send + Sync {
+    /// Whether connections to `peer` can work, as far as that is known before there is one. Asked at load about every
+    /// address that is the same for all connections.
+    ///
+    /// # Errors
+    /// Why none ever can, and what to do about it.
+    fn check(&self, peer: Peer<'_>) -> Result<(), Unfit> {
+        let _ = peer;
+        Ok(())
+    }
+
     /// Wraps `transport`, which is connected to `peer` on behalf of `client`. Returns when bytes can be exchanged.
     ///
     /// Whoever calls it closes the connection if it takes too long; limits of the transport's own are its own to keep.
@@ -40,6 +50,15 @@ pub struct Peer<'a> {
     pub host: &'a str,
     /// The port as it was dialled; `None` for a socket file.
     pub port: Option<u16>,
+}
+
+/// Why no connection to a peer can work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// What is wrong, as a sentence.
+    pub why: String,
+    /// What would be right.
+    pub remedy: String,
 }
 
 /// `layer4.proxy.preambles`: what a peer is told before the payload.

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use l4_core::conn::TlsInfo;
 use l4_core::placeholder::{Placeholder, Scope};
 use l4_core::{Addr, Registry};
 
@@ -40,10 +41,16 @@ fn http_vars(name: &str) -> Found {
 }
 
 fn http_request(name: &str) -> Found {
+    if name == "scheme" {
+        return of_scope(|scope, out| {
+            if scope.known_fact::<HttpHead>().is_some() {
+                let tls = scope.extension::<TlsInfo>().is_some();
+                out.push_str(if tls { "https" } else { "http" });
+            }
+        });
+    }
     let write: fn(&HttpHead, &mut String) = match name {
         "method" | "orig_method" => |head, out| out.push_str(head.method()),
-        // No handler of this version terminates TLS.
-        "scheme" => |_, out| out.push_str("http"),
         "proto" => proto,
         "proto_name" => |head, out| match head.version() {
             (major @ (2 | 3), _) => {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use l4_core::config::{ConfigError, Document};
+use l4_core::conn::TlsInfo;
 use l4_core::{Addr, Connection, Matcher as _, Provision, Registry, Template, Verdict};
 use l4_http::{MatchHttp, register};
 use l4_testkit::{check, received, verdict};
@@ -403,6 +404,31 @@ fn protocols_are_compared_as_documented() {
 }
 
 #[test]
+fn a_request_through_terminated_tls_is_https_and_one_in_the_clear_is_not() {
+    let request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    for tls in [false, true] {
+        let mut conn = received(request);
+        if tls {
+            conn.set_extension(TlsInfo::default());
+        }
+        for (members, expected) in [
+            (r#""protocol": "https""#, tls),
+            (r#""protocol": "http""#, !tls),
+            (r#""tls": {}"#, tls),
+            (r#""tls": {"handshake_complete": true}"#, tls),
+            (r#""tls": {"handshake_complete": false}"#, false),
+            (r#""not": [{"tls": {}}]"#, !tls),
+        ] {
+            let matcher = http(members);
+            let verdict = conn.with_view(|view| matcher.matches(view));
+            assert_eq!(verdict == Verdict::Match, expected, "{members} {tls}");
+        }
+        let scheme = expand(&mut conn, "{http.request.scheme}");
+        assert_eq!(scheme, if tls { "https" } else { "http" });
+    }
+}
+
+#[test]
 fn captures_stay_only_if_their_set_matches() {
     let captured = |members: &str, target: &str| {
         let matcher = http(members);
@@ -652,8 +678,8 @@ fn what_has_no_value_here_is_named_when_it_loads() {
             "\"http/1\" is not a protocol known here and never matches",
         ),
         (
-            r#""protocol": "https""#,
-            "no handler of this version terminates TLS",
+            r#""tls": {"handshake_complete": false}"#,
+            "never matches: no request is read before the handshake is complete",
         ),
         (r#""query": {"a": []}"#, "an empty list never matches"),
     ] {
@@ -687,6 +713,11 @@ fn configuration_errors_say_what_and_where() {
         ),
         (r#""path_regexp": "a""#, &["/0/path_regexp", "expected"]),
         (r#""path_regexp": {"patern": "a"}"#, &["patern", "pattern"]),
+        (
+            r#""tls": {"handshake": true}"#,
+            &["handshake", "handshake_complete"],
+        ),
+        (r#""tls": null"#, &["/0/tls", "module value cannot be null"]),
         (
             r#""header_regexp": {"A": {"pattern": "("}, "B": {"pattern": "["}, "C": null}"#,
             &[

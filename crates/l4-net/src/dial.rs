@@ -4,6 +4,7 @@
 //! resolver on a thread of its own, and all its addresses are tried, the two IP versions in turn and a little staggered
 //! (RFC 8305), until one answers. An IP address never touches the resolver.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -503,6 +504,28 @@ impl Target {
             *current = port.get();
         }
         target
+    }
+
+    /// What is connected to, without the port: a name, an IP address without brackets and zone, or the path of a socket
+    /// file. No host is this machine, which goes by the name of `localhost`.
+    pub fn host(&self) -> Cow<'_, str> {
+        match &self.0 {
+            Kind::Ip { host, .. } => match host {
+                Host::Unspecified => Cow::Borrowed("localhost"),
+                Host::Name(name) => Cow::Borrowed(name),
+                Host::Ip(ip) => Cow::Owned(ip.to_string()),
+                Host::Zoned(ip, _) => Cow::Owned(ip.to_string()),
+            },
+            Kind::Unix { path, .. } => path.to_string_lossy(),
+        }
+    }
+
+    /// The port; a socket file has none.
+    pub fn port(&self) -> Option<u16> {
+        match self.0 {
+            Kind::Ip { port, .. } => Some(port),
+            Kind::Unix { .. } => None,
+        }
     }
 
     /// The name that is looked up at each dial, if it is one.
@@ -1122,6 +1145,21 @@ mod tests {
         ] {
             let target = Target::new(&text.parse().unwrap()).unwrap();
             assert_eq!(target.with_port(port).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn the_host_of_a_target_is_what_a_certificate_can_be_for() {
+        for (text, host, port) in [
+            ("a.example:443", "a.example", Some(443)),
+            ("10.0.0.1:443", "10.0.0.1", Some(443)),
+            ("[2001:db8::1]:443", "2001:db8::1", Some(443)),
+            ("[fe80::1%eth0]:443", "fe80::1", Some(443)),
+            (":443", "localhost", Some(443)),
+            ("unix//run/x.sock", "/run/x.sock", None),
+        ] {
+            let target = Target::new(&text.parse().unwrap()).unwrap();
+            assert_eq!((&*target.host(), target.port()), (host, port), "{text}");
         }
     }
 

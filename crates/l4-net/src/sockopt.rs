@@ -44,7 +44,7 @@ pub(crate) fn set_stream_options(socket: &impl AsFd) -> io::Result<()> {
 ///
 /// # Errors
 /// The first option that could not be set.
-pub(crate) fn set_keepalive(socket: &impl AsFd) -> io::Result<()> {
+pub fn set_keepalive(socket: &impl AsFd) -> io::Result<()> {
     // Sets SO_KEEPALIVE as well.
     SockRef::from(socket).set_tcp_keepalive(&Probing::of_kernel().changes())
 }

@@ -60,6 +60,10 @@ pub struct UpstreamConfig {
     /// and merge their answers. `"first"`: try them in order until one connects.
     #[serde(default)]
     pub(crate) dial_mode: DialMode,
+    /// TLS on the connections to this upstream; `{}` verifies its certificate against the authorities of the system.
+    /// Default: none.
+    #[serde(default)]
+    pub(crate) tls: Option<RawNode>,
     /// The most connections to each address of this upstream at a time, those of other handlers to the same address
     /// included. Default 0: no limit.
     #[serde(default)]

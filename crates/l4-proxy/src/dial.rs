@@ -44,15 +44,23 @@ impl Dial {
         let expanded = cx.expand_known(text)?;
         if expanded.contains('{') && expanded.contains('}') {
             let template = cx.template_at(&expanded, text.node())?;
-            // The shape is the operator's; any number is a valid host, port and path to try it with.
-            let shape: String = template.map_parts(|part| part.unwrap_or("1"));
             if !template.is_single_placeholder() {
-                check(&shape).map_err(|why| reject(cx, text, &why))?;
+                check(&shape(&template)).map_err(|why| reject(cx, text, &why))?;
             }
             return Ok(Self::Dynamic(template));
         }
         let address = check(&expanded).map_err(|why| reject(cx, text, &why))?;
         Ok(Self::Fixed(address))
+    }
+
+    /// Whether it takes datagrams, as far as that is known without a connection.
+    pub(crate) fn is_datagram(&self) -> bool {
+        match self {
+            Self::Fixed(target) => target.is_datagram(),
+            Self::Dynamic(template) => {
+                check(&shape(template)).is_ok_and(|target| target.is_datagram())
+            }
+        }
     }
 
     /// The address for a connection.
@@ -94,6 +102,11 @@ impl Dial {
             Self::Dynamic(_) => None,
         }
     }
+}
+
+/// The shape is the operator's; any number is a valid host, port and path to try it with.
+fn shape(template: &Template) -> String {
+    template.map_parts(|part| part.unwrap_or("1"))
 }
 
 fn reject(cx: &mut Provision<'_>, text: &At<String>, why: &AddressRefused) -> Rejected {

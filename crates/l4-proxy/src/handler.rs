@@ -6,11 +6,13 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use l4_core::prelude::*;
-use l4_core::upstream::{Preamble, Preambles};
-use l4_core::{EndReason, Error, Phase, Side, Transport};
+use l4_core::upstream::{PeerTransport, Preamble, Preambles};
+use l4_core::{EndReason, Error, Io, Phase, Side, Transport};
 use l4_net::dial::{DialError, DialOptions, Target, connect};
 use l4_net::relay::{Limits, Relayed, relay};
+use l4_net::sockopt;
 use thiserror::Error as ThisError;
+use tokio::io::Interest;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -20,7 +22,7 @@ use crate::health::{HealthChecks, active};
 use crate::peer::{Place, Reserved};
 use crate::policy::{INLINE_KEY, Random, Select, SelectionPolicies};
 use crate::preamble::introduce;
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, peer_name};
 
 /// The `proxy` handler.
 pub struct Proxy {
@@ -48,6 +50,9 @@ enum AttemptError {
     Dial(#[from] DialError),
     #[error("sending the PROXY header to {peer}: {source}")]
     Preamble { peer: String, source: io::Error },
+    // What the library said is all in the text: as a source it would be repeated.
+    #[error("TLS with {peer}: {error}")]
+    Tls { peer: String, error: io::Error },
 }
 
 /// An upstream that was connected to.
@@ -121,7 +126,7 @@ impl HandlerModule for Proxy {
 impl AsyncHandler for Proxy {
     async fn handle(&self, conn: Connection, _: Rest<'_>) -> Result<Flow> {
         // Boxed, so that nothing of it is left while the connection is being relayed for hours.
-        let Connected { upstream, peers } = Box::pin(self.connect(&conn)).await?;
+        let Connected { upstream, peers } = Box::pin(self.connect_for(&conn)).await?;
         let Peers {
             transports,
             mut reserved,
@@ -130,17 +135,12 @@ impl AsyncHandler for Proxy {
         record.set_upstream(self.upstreams[upstream].label().clone());
         let down = |reserved: &mut Reserved| reserved.down.take();
         let down: Vec<_> = reserved.iter_mut().filter_map(down).collect();
+        let client = self.upstreams[upstream].first_answer.watch(conn);
         let relayed = if down.is_empty() {
             drop(down);
-            Some(relay(conn.into_transport(), transports, self.limits).await)
+            Some(relay(client, transports, self.limits).await)
         } else {
-            Box::pin(relay_until(
-                down,
-                conn.into_transport(),
-                transports,
-                self.limits,
-            ))
-            .await
+            Box::pin(relay_until(down, client, transports, self.limits)).await
         };
         drop(reserved);
         let Some(relayed) = relayed else {
@@ -163,6 +163,18 @@ impl AsyncHandler for Proxy {
 }
 
 impl Proxy {
+    /// Connects, unless the client breaks off before: then nobody is there to wait for.
+    async fn connect_for(&self, conn: &Connection) -> Result<Connected> {
+        // Neither is polled again after the other has won.
+        tokio::select! {
+            biased;
+            connected = self.connect(conn) => connected,
+            error = reset_by(conn) => {
+                Err(Error::new(Side::Client, Phase::Dial, EndReason::ClientReset, error))
+            }
+        }
+    }
+
     /// Chooses and connects, again and again until `try_duration` is over. Nothing is read from the client meanwhile,
     /// so nothing of it can be lost.
     async fn connect(&self, conn: &Connection) -> Result<Connected> {
@@ -286,7 +298,7 @@ impl Proxy {
         }
     }
 
-    /// Connects to a peer and puts on top what it is to be told: the socket, then the preamble.
+    /// Connects to a peer and puts on top what the upstream asks for: the socket, then TLS, then the preamble.
     async fn make(
         &self,
         target: &Target,
@@ -298,6 +310,13 @@ impl Proxy {
         upstream.origin.apply(conn, &mut options);
         let dialled = connect(target, &options).await?;
         let transport = Transport::new(dialled.io, None);
+        let transport = match &upstream.tls {
+            Some(tls) => {
+                self.wrap(tls.as_ref(), transport, target, conn, started)
+                    .await?
+            }
+            None => transport,
+        };
         match &self.preamble {
             Some(preamble) => introduce(transport, preamble.bytes(conn), options.limit)
                 .await
@@ -309,14 +328,56 @@ impl Proxy {
         }
     }
 
-    /// A dial may not take longer than what is left of `try_duration`, if there is one.
-    fn dial_options(&self, started: Instant) -> DialOptions {
-        let left = (!self.try_duration.is_zero()).then(|| {
+    async fn wrap(
+        &self,
+        tls: &dyn PeerTransport,
+        transport: Transport,
+        target: &Target,
+        conn: &Connection,
+        started: Instant,
+    ) -> Result<Transport, AttemptError> {
+        let wrapped = async {
+            if transport.is_datagram() {
+                return Err(io::Error::other(
+                    "datagrams are no stream; there is no DTLS",
+                ));
+            }
+            if let Io::Tcp(socket) = transport.io() {
+                // Below a layer nobody finds it later. One that is broken already refuses, and needs no probes.
+                let _ = sockopt::set_keepalive(socket);
+            }
+            let host = target.host();
+            let wrapping = tls.wrap(transport, peer_name(&host, target), conn);
+            match self.left(started) {
+                Some(left) => tokio::time::timeout(left, wrapping)
+                    .await
+                    .unwrap_or_else(|_| {
+                        Err(io::Error::new(
+                            io::ErrorKind::TimedOut,
+                            "not complete when try_duration was over",
+                        ))
+                    }),
+                None => wrapping.await,
+            }
+        };
+        wrapped.await.map_err(|error| AttemptError::Tls {
+            peer: target.to_string(),
+            error,
+        })
+    }
+
+    /// What is left of `try_duration`, if there is one.
+    fn left(&self, started: Instant) -> Option<Duration> {
+        (!self.try_duration.is_zero()).then(|| {
             self.try_duration
                 .saturating_sub(started.elapsed())
                 .max(self.try_interval)
-        });
-        let limit = match (self.dial_timeout, left) {
+        })
+    }
+
+    /// A dial may not take longer than what is left of `try_duration`.
+    fn dial_options(&self, started: Instant) -> DialOptions {
+        let limit = match (self.dial_timeout, self.left(started)) {
             (Some(limit), Some(left)) => Some(limit.min(left)),
             (limit, left) => limit.or(left),
         };
@@ -335,6 +396,23 @@ impl Peers {
     fn add(&mut self, (transport, reserved): (Transport, Reserved)) {
         self.transports.push(transport);
         self.reserved.push(reserved);
+    }
+}
+
+/// Waits until the client resets the connection. The end of its stream alone is none: it may be waiting for an answer.
+/// Below a layer nobody sees it, and a datagram session has no such thing.
+async fn reset_by(conn: &Connection) -> io::Error {
+    let Io::Tcp(socket) = conn.io() else {
+        return std::future::pending().await;
+    };
+    loop {
+        let ready = socket.ready(Interest::ERROR).await;
+        if let Err(error) | Ok(Some(error)) = ready.and_then(|_| socket.take_error()) {
+            return error;
+        }
+        // Nothing was wrong: forget that something seemed to be.
+        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        let _ = socket.try_io(Interest::ERROR, nothing);
     }
 }
 
@@ -405,7 +483,7 @@ fn give_up(error: AttemptError) -> Error {
     let (side, reason) = match error {
         AttemptError::NoneAvailable => (Side::Upstream, EndReason::NoUpstream),
         AttemptError::Address(_) => (Side::Client, EndReason::DialFailed),
-        AttemptError::Dial(_) | AttemptError::Preamble { .. } => {
+        AttemptError::Dial(_) | AttemptError::Tls { .. } | AttemptError::Preamble { .. } => {
             (Side::Upstream, EndReason::DialFailed)
         }
     };

@@ -8,12 +8,14 @@
 //! * `peer`: the state of a peer, shared by everything that uses the same address.
 //! * `health`: checks that connect on their own, and failures that connections met.
 //! * [`policy`]: which upstream is next; the namespace `layer4.proxy.selection_policies` is open to other crates.
+//! * `first_answer`: notices an upstream that does not speak the HTTP/2 that clients were told it does.
 //! * [`handler`]: the attempt loop around them.
 //!
 //! Moving bytes is not here: that is `l4_net::relay`.
 
 pub mod config;
 pub mod dial;
+mod first_answer;
 pub mod handler;
 mod health;
 mod peer;

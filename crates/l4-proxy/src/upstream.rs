@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use l4_core::prelude::*;
+use l4_core::upstream::{Peer as PeerName, PeerTransport, PeerTransports};
+use l4_net::dial::Target;
 
 use crate::config::{DialMode, UpstreamConfig};
 use crate::dial::Dial;
+use crate::first_answer::FirstAnswer;
 use crate::health::passive::Passive;
 use crate::health::{HealthChecks, connection_limit};
 use crate::peer::Peer;
@@ -15,6 +18,9 @@ use crate::source::Origin;
 pub struct Upstream {
     pub(crate) peers: Vec<Peer>,
     pub(crate) mode: DialMode,
+    /// What is put on top of the connections to its peers.
+    pub(crate) tls: Option<Box<dyn PeerTransport>>,
+    pub(crate) first_answer: Arc<FirstAnswer>,
     pub(crate) passive: Option<Passive>,
     pub(crate) origin: Origin,
     /// Of each peer.
@@ -45,9 +51,13 @@ impl Upstream {
             ));
         }
         let label: Vec<&str> = config.dial.iter().map(|text| text.as_str()).collect();
-        let label = label.join(",").into();
+        let label: Arc<str> = label.join(",").into();
         let origin = Origin::provision(&config, cx);
         let fixed = origin.as_ref().map(Origin::fixed).unwrap_or_default();
+        let tls = config
+            .tls
+            .map(|tls| cx.module::<PeerTransports>("tls", tls.node()))
+            .transpose();
         let peers = cx.all(&config.dial, |cx, text| {
             let dial = Dial::provision(text, cx)?;
             if let Some(network) = dial
@@ -59,6 +69,9 @@ impl Upstream {
                     format!("local_address is not supported for Unix socket upstreams ({network})"),
                     "leave local_address out, or put the socket in an upstream of its own",
                 ));
+            }
+            if let Ok(Some(tls)) = &tls {
+                check_transport(tls.as_ref(), &dial, text, cx)?;
             }
             Ok(Peer::new(dial, checks.active, &fixed))
         });
@@ -74,13 +87,16 @@ impl Upstream {
                  them in order, or one upstream for each to choose among them",
             );
         }
-        let (peers, limit, origin) = (peers?, limit?.or(checks.max_connections), origin?);
+        let (peers, tls, origin) = (peers?, tls?, origin?);
+        let limit = limit?.or(checks.max_connections);
         Ok(Self {
             unconditional: limit.is_none()
                 && checks.passive.is_none()
                 && peers.iter().all(|peer| peer.checked().is_none()),
             peers,
             mode: config.dial_mode,
+            tls,
+            first_answer: Arc::new(FirstAnswer::new(label.clone())),
             passive: checks.passive,
             origin,
             limit,
@@ -122,5 +138,36 @@ impl Upstream {
 
     pub(crate) fn usable(&self, peer: &Peer, conn: &Connection) -> bool {
         peer.usable(conn, self.limit, self.passive)
+    }
+}
+
+/// Refuses an address at which the transport can never work.
+fn check_transport(
+    transport: &dyn PeerTransport,
+    dial: &Dial,
+    text: &At<String>,
+    cx: &mut Provision<'_>,
+) -> Result<(), Rejected> {
+    if dial.is_datagram() {
+        return Err(cx.reject_help(
+            text.node(),
+            "TLS needs a stream, and this address is for datagrams; there is no DTLS",
+            "leave out \"tls\", or name a tcp or unix address",
+        ));
+    }
+    let Dial::Fixed(target) = dial else {
+        return Ok(());
+    };
+    let host = target.host();
+    transport
+        .check(peer_name(&host, target))
+        .map_err(|unfit| cx.reject_help(text.node(), unfit.why, unfit.remedy))
+}
+
+/// What a transport is told about a peer.
+pub(crate) fn peer_name<'a>(host: &'a str, target: &Target) -> PeerName<'a> {
+    PeerName {
+        host,
+        port: target.port(),
     }
 }

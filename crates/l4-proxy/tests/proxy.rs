@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use l4_core::{EndReason, Registry};
+use l4_core::{Addr, Connection, EndReason, Io, Record, Registry};
 use l4_testkit::{Router, connection, load};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, UdpSocket, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener};
+use tokio::task::JoinHandle;
 
 fn modules(reg: &mut Registry) {
     l4_std::register(reg);
@@ -133,6 +135,39 @@ async fn dial_mode_first_falls_back_to_the_next_address() {
     assert_eq!(ask(&proxy(&dial)).await, "bx");
     let all = dial.replace("first", "all");
     assert_eq!(ask(&proxy(&all)).await, "", "all of them or none");
+}
+
+/// A client over a real socket that the router serves.
+async fn over_tcp(router: &Router) -> (TcpStream, Arc<Record>, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap());
+    let client = client.await.unwrap();
+    let (socket, remote) = listener.accept().await.unwrap();
+    let record = Arc::new(Record::new(Addr::Tcp(remote)));
+    let conn = Connection::new(Io::Tcp(socket), record, None);
+    let (record, serving) = router.serve(conn);
+    (client, record, serving)
+}
+
+#[tokio::test]
+async fn a_client_reset_ends_the_waiting_for_an_upstream_and_its_end_alone_does_not() {
+    let gone = closed_port().await;
+    let fields = |limit: &str| {
+        format!(
+            r#""upstreams":[{{"dial":["{gone}"]}}],
+               "load_balancing":{{"try_duration":"{limit}","try_interval":"20ms"}}"#
+        )
+    };
+    let (client, record, serving) = over_tcp(&proxy(&fields("1h"))).await;
+    client.set_zero_linger().unwrap();
+    drop(client);
+    serving.await.unwrap();
+    assert_eq!(record.end_reason(), Some(EndReason::ClientReset));
+
+    let (mut client, record, serving) = over_tcp(&proxy(&fields("60ms"))).await;
+    client.shutdown().await.unwrap();
+    serving.await.unwrap();
+    assert_eq!(record.end_reason(), Some(EndReason::DialFailed));
 }
 
 #[tokio::test]

@@ -146,6 +146,13 @@ impl AppModule for TlsApp {
     }
 }
 
+impl TlsApp {
+    /// Whether there is, or will be, a certificate for `name`, in lower case.
+    pub(crate) fn provides(&self, name: &str) -> bool {
+        self.certificates.know(name)
+    }
+}
+
 type Loaded = (Node, Certificate);
 
 impl FileConfig {

@@ -73,19 +73,7 @@ impl Certificate {
         tags: Vec<Box<str>>,
         provider: &CryptoProvider,
     ) -> Result<Self, CertificateError> {
-        let chain = pem::certificates(chain).map_err(CertificateError::Chain)?;
-        let key = pem::private_key(key).map_err(CertificateError::Key)?;
-        let key = provider
-            .key_provider
-            .load_private_key(key)
-            .map_err(CertificateError::UnusableKey)?;
-        let key = CertifiedKey::new(chain, key);
-        match key.keys_match() {
-            Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
-            Err(rustls::Error::InconsistentKeys(_)) => return Err(CertificateError::KeyMismatch),
-            Err(error) => return Err(CertificateError::Malformed(error.to_string())),
-        }
-        Self::new(key, tags)
+        Self::new(certified_key(chain, key, provider)?, tags)
     }
 
     fn new(key: CertifiedKey, tags: Vec<Box<str>>) -> Result<Self, CertificateError> {
@@ -126,7 +114,7 @@ impl Certificate {
         self.valid.end().saturating_sub(seconds(now))
     }
 
-    fn is_valid(&self, now: UnixTime) -> bool {
+    pub(crate) fn is_valid(&self, now: UnixTime) -> bool {
         self.valid.contains(&seconds(now))
     }
 
@@ -138,6 +126,29 @@ impl Certificate {
             .map(|scheme| SignatureScheme::from(*scheme))
             .collect();
         schemes.is_empty() || self.key.key.choose_scheme(&schemes).is_some()
+    }
+}
+
+/// A chain with the key that belongs to it, from PEM texts.
+///
+/// # Errors
+/// See [`CertificateError`].
+pub(crate) fn certified_key(
+    chain: &[u8],
+    key: &[u8],
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, CertificateError> {
+    let chain = pem::certificates(chain).map_err(CertificateError::Chain)?;
+    let key = pem::private_key(key).map_err(CertificateError::Key)?;
+    let key = provider
+        .key_provider
+        .load_private_key(key)
+        .map_err(CertificateError::UnusableKey)?;
+    let key = CertifiedKey::new(chain, key);
+    match key.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(key),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(CertificateError::KeyMismatch),
+        Err(error) => Err(CertificateError::Malformed(error.to_string())),
     }
 }
 
@@ -249,6 +260,21 @@ impl Certificates {
             name => look_up(name).or_else(|| patterns(name).find_map(|pattern| look_up(&pattern))),
         };
         found.or_else(|| look_up(preferences.fallback_sni.as_deref()?))
+    }
+
+    /// Those for `name`, in lower case: the ones that have it, then those for its patterns.
+    pub(crate) fn named(&self, name: &str) -> impl Iterator<Item = Arc<Certificate>> {
+        let names = std::iter::once(name.to_owned()).chain(patterns(name));
+        let places = names.filter_map(|name| self.by_name.get(name.as_str()));
+        places
+            .flatten()
+            .filter_map(|i| self.all.get(*i).map(Arc::clone))
+    }
+
+    /// Whether there is one for `name`, in lower case, or for a pattern of it.
+    pub(crate) fn know(&self, name: &str) -> bool {
+        let mut names = std::iter::once(name.to_owned()).chain(patterns(name));
+        names.any(|name| self.by_name.contains_key(name.as_str()))
     }
 
     fn best(

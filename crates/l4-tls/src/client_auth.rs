@@ -12,22 +12,17 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
-    SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 use serde::Deserialize;
 
-use crate::app::{pem_files, read_file};
+use crate::app::pem_files;
+use crate::peer_cert::stands_for_itself;
 use crate::pem;
 use crate::policy::provider;
-
-/// The namespace `tls.ca_pool.source`: certificates of authorities that are trusted.
-pub enum TrustPools {}
-
-impl Kind for TrustPools {
-    const NAMESPACE: &'static str = "tls.ca_pool.source";
-    type Object = Vec<CertificateDer<'static>>;
-}
+use crate::trust_pool::{
+    base64_certificates, certificate_files, root_store, system_roots, trust_pool,
+};
 
 /// The namespace `tls.client_auth.verifier`: further checks on the certificate of a client.
 pub enum ClientVerifiers {}
@@ -63,6 +58,7 @@ pub(crate) struct ClientAuthConfig {
     #[serde(default)]
     mode: Option<At<String>>,
     /// The authorities that are trusted, such as `{"provider": "file", "pem_files": ["/etc/ssl/clients.pem"]}`.
+    /// Default: those of the system, in the modes that verify.
     #[serde(default)]
     ca: Option<RawNode>,
     /// Deprecated: write `ca` with the provider `inline`.
@@ -122,7 +118,7 @@ impl ClientAuthConfig {
         };
         let mut pool = Vec::new();
         if let Some(ca) = self.ca {
-            pool.extend(*cx.inline::<TrustPools>(ca.node(), "provider")?);
+            pool.extend(trust_pool(&ca, cx)?);
         }
         pool.extend(base64_certificates(
             self.trusted_ca_certs.unwrap_or_default(),
@@ -146,20 +142,11 @@ impl ClientAuthConfig {
         }
         let mode = mode?;
         let verified = matches!(mode, Mode::VerifyIfGiven | Mode::RequireAndVerify);
-        if verified && pool.is_empty() {
-            return Err(cx.reject_help(
-                mode_node,
-                "the system's authorities are not in this build yet",
-                "name the authorities to trust in ca",
-            ));
+        if verified && !has_pool {
+            pool = system_roots(mode_node, cx)?;
         }
         let chain = if verified {
-            let mut roots = RootCertStore::empty();
-            for certificate in pool {
-                roots
-                    .add(certificate)
-                    .map_err(|error| cx.reject(mode_node, error.to_string()))?;
-            }
+            let roots = root_store(pool.clone(), mode_node, cx)?;
             let built =
                 WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider()))
                     .build();
@@ -170,6 +157,8 @@ impl ClientAuthConfig {
         Ok(Some(Arc::new(ClientVerifier {
             mandatory: matches!(mode, Mode::Require | Mode::RequireAndVerify),
             chain,
+            // The system's authorities are no clients' certificates.
+            pinned: if has_pool { pool } else { Vec::new() },
             checks,
             algorithms: provider().signature_verification_algorithms,
         })))
@@ -181,6 +170,9 @@ pub(crate) struct ClientVerifier {
     mandatory: bool,
     /// Checks the chain; without it any chain will do.
     chain: Option<Arc<dyn ClientCertVerifier>>,
+    /// Certificates that need no other's signature: a self-signed one says that it is an authority, and webpki refuses
+    /// one as a client's.
+    pinned: Vec<CertificateDer<'static>>,
     checks: Vec<Box<dyn VerifyClient>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -213,7 +205,13 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         if let Some(chain) = &self.chain {
-            chain.verify_client_cert(leaf, intermediates, now)?;
+            let verified = chain.verify_client_cert(leaf, intermediates, now);
+            verified.map(drop).or_else(|error| {
+                match stands_for_itself(&self.pinned, leaf, now, |usage| usage.client_auth) {
+                    true => Ok(()),
+                    false => Err(error),
+                }
+            })?;
         }
         for check in &self.checks {
             check.verify(leaf).map_err(|why| {
@@ -260,22 +258,6 @@ impl VerifyClient for Leaf {
     }
 }
 
-/// Authorities given in the configuration.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct InlinePoolConfig {
-    /// Certificates: DER in base64.
-    trusted_ca_certs: Vec<At<String>>,
-}
-
-/// Authorities in files.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FilePoolConfig {
-    /// PEM files, such as `["/etc/ssl/clients.pem"]`; blocks other than certificates are passed over.
-    pem_files: Vec<At<String>>,
-}
-
 /// The certificate must be one of those that the loaders give.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -309,12 +291,6 @@ struct LeafPemConfig {
 }
 
 pub(crate) fn register(reg: &mut Registry) {
-    reg.add_inline::<TrustPools, _>("inline", "provider", |config: InlinePoolConfig, cx| {
-        base64_certificates(config.trusted_ca_certs, cx).map(Box::new)
-    });
-    reg.add_inline::<TrustPools, _>("file", "provider", |config: FilePoolConfig, cx| {
-        certificate_files(config.pem_files, cx).map(Box::new)
-    });
     reg.add_inline::<ClientVerifiers, _>("leaf", "verifier", |config: LeafConfig, cx| {
         let loaded = cx.all(config.leaf_certs_loaders, |cx, raw| {
             cx.inline::<LeafLoaders>(raw.node(), "loader")
@@ -352,36 +328,4 @@ fn read_folder(root: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
         found.extend(pem::certificates(&text).map_err(|error| named(&error))?);
     }
     Ok(found)
-}
-
-fn certificate_files(
-    files: Vec<At<String>>,
-    cx: &mut Provision<'_>,
-) -> Result<Vec<CertificateDer<'static>>, Rejected> {
-    let loaded = cx.all(files, |cx, file| {
-        let text = read_file(&file, cx)?;
-        pem::certificates(&text)
-            .map_err(|error| cx.reject(file.node(), format!("{}: {error}", *file)))
-    })?;
-    Ok(loaded.into_iter().flatten().collect())
-}
-
-fn base64_certificates(
-    texts: Vec<At<String>>,
-    cx: &mut Provision<'_>,
-) -> Result<Vec<CertificateDer<'static>>, Rejected> {
-    let loaded = cx.all(texts.into_iter().enumerate(), |cx, (i, text)| {
-        // PEM is base64 between two lines.
-        let armored = format!(
-            "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
-            *text
-        );
-        pem::certificates(armored.as_bytes()).map_err(|error| {
-            cx.reject(
-                text.node(),
-                format!("parsing certificate at index {i}: {error}"),
-            )
-        })
-    })?;
-    Ok(loaded.into_iter().flatten().collect())
 }

@@ -3,39 +3,45 @@
 //! The matcher `tls` and the modules of `tls.handshake_match` that it is made of, the placeholders `{l4.tls.*}`, and the
 //! parser behind them: a hello is read from the unread bytes and stays there for whoever handles the connection. The
 //! handler `tls` is one who does: it chooses a connection policy and a certificate by the hello, and then lets rustls
-//! speak. Certificates come from the application `tls`, which reads them when the configuration is loaded; none are
+//! speak. The transport `tls` of `proxy` speaks TLS to upstreams, offering what the client offered. Certificates come from the application `tls`, which reads them when the configuration is loaded; none are
 //! obtained or renewed.
 //!
 //! Start reading at [`ClientHello`], then [`MatchTls`], then [`HandshakeMatch`], the trait that a further condition on
-//! a hello implements; for termination at [`TlsTerminate`], then [`Certificates`].
+//! a hello implements; for termination at [`TlsTerminate`], then [`Certificates`]; for upstreams at [`OriginateTls`].
 
 mod app;
 mod certs;
 mod client_auth;
+mod client_certificate;
 mod client_hello;
 mod handshake_match;
 mod info;
 mod matcher;
+mod originate;
+mod peer_cert;
 mod pem;
 mod placeholders;
 mod policy;
 mod records;
+mod route_program;
 mod terminate;
+mod trust_pool;
 
 pub use app::{TlsApp, TlsAppConfig};
 pub use certs::{Certificate, CertificateError, Certificates};
-pub use client_auth::{ClientVerifiers, LeafLoaders, TrustPools, VerifyClient};
+pub use client_auth::{ClientVerifiers, LeafLoaders, VerifyClient};
 pub use client_hello::ClientHello;
 pub use handshake_match::{
     AlpnConfig, HandshakeMatch, HandshakeMatchers, HandshakeScope, LocalIpConfig, MatchAlpn,
     MatchLocalIp, MatchRemoteIp, MatchSni, MatchSniRegexp, RemoteIpConfig, SniConfig,
     SniRegexpConfig,
 };
-pub use info::TlsInfo;
 pub use matcher::MatchTls;
+pub use originate::{DEFAULT_UPSTREAM_HANDSHAKE_TIMEOUT, OriginateConfig, OriginateTls};
 pub use pem::PemError;
 pub use policy::PolicyConfig;
 pub use terminate::{DEFAULT_HANDSHAKE_TIMEOUT, TerminateConfig, TlsTerminate};
+pub use trust_pool::TrustPools;
 
 use l4_core::Registry;
 
@@ -47,5 +53,8 @@ pub fn register(reg: &mut Registry) {
     reg.app::<TlsApp>();
     client_auth::register(reg);
     handshake_match::register(reg);
+    originate::register(reg);
+    trust_pool::register(reg);
     reg.placeholders("l4.tls.", placeholders::source);
+    reg.placeholders("http.request.tls.", placeholders::of_request);
 }

@@ -349,7 +349,7 @@ pub(crate) fn iana_name(suite: CipherSuite) -> String {
         .unwrap_or_default()
 }
 
-fn groups(
+pub(crate) fn groups(
     names: Option<Vec<At<String>>>,
     cx: &mut Provision<'_>,
 ) -> Result<Vec<&'static dyn SupportedKxGroup>, Rejected> {
@@ -374,12 +374,17 @@ fn groups(
         }
         Ok(known.map(|(_, group)| *group))
     })?;
-    let chosen: Vec<_> = chosen.into_iter().flatten().collect();
-    if chosen.is_empty() {
+    let mut unique: Vec<&'static dyn SupportedKxGroup> = Vec::new();
+    for group in chosen.into_iter().flatten() {
+        if unique.iter().all(|known| known.name() != group.name()) {
+            unique.push(group);
+        }
+    }
+    if unique.is_empty() {
         let node = cx.node();
         return Err(cx.reject(node, "curves leaves no key exchange group"));
     }
-    Ok(chosen)
+    Ok(unique)
 }
 
 const VERSIONS: [(&str, &SupportedProtocolVersion); 2] =
@@ -391,7 +396,7 @@ const DEFAULT_GROUPS: &[&dyn SupportedKxGroup] = &[
     aws_lc_rs::kx_group::SECP256R1,
 ];
 
-const GROUPS: &[(&str, &dyn SupportedKxGroup)] = &[
+pub(crate) const GROUPS: &[(&str, &dyn SupportedKxGroup)] = &[
     ("x25519mlkem768", aws_lc_rs::kx_group::X25519MLKEM768),
     ("x25519", aws_lc_rs::kx_group::X25519),
     ("secp256r1", aws_lc_rs::kx_group::SECP256R1),

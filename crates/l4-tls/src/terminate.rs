@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use l4_core::config::Value;
 use l4_core::conn::{MATCH_LIMIT, Received};
 use l4_core::prelude::*;
 use l4_core::{EndReason, Error, Phase, Side};
@@ -17,8 +16,10 @@ use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use crate::app::TlsApp;
-use crate::info::TlsInfo;
+use crate::info::{Offered, agreed};
+use crate::placeholders::version_name;
 use crate::policy::{Policy, PolicyConfig};
+use crate::route_program::leads_to_proxy;
 use crate::{ClientHello, HandshakeMatch};
 
 /// How long a client may take for its handshake, unless configured.
@@ -72,7 +73,9 @@ impl HandlerModule for TlsTerminate {
                 "no certificate is loaded, so every handshake will fail: set apps.tls.certificates",
             );
         }
-        if policies.iter().any(|policy| policy.lenient_alpn) && proxy_follows(cx) {
+        if policies.iter().any(|policy| policy.lenient_alpn)
+            && leads_to_proxy(cx.document(), cx.node())
+        {
             let node = cx.node();
             cx.warn(
                 node,
@@ -132,11 +135,12 @@ impl TlsTerminate {
                 return Err(Error::client(Phase::Handshake, why));
             }
         };
+        let offered = conn.known_fact::<ClientHello>().cloned().map(Offered);
         let mut info = None;
         let mut conn = conn
             .layer(async |transport| {
                 let stream = TlsAcceptor::from(config).accept(transport).await?;
-                info = Some(TlsInfo::new(stream.get_ref().1));
+                info = Some(agreed(stream.get_ref().1));
                 io::Result::Ok(stream)
             })
             .await
@@ -145,13 +149,16 @@ impl TlsTerminate {
             debug!(
                 conn = conn.record().id(),
                 remote = %conn.remote(),
-                server_name = info.server_name(),
-                version = info.version(),
-                resumed = info.resumed(),
+                server_name = info.server_name.as_deref().unwrap_or_default(),
+                version = version_name(info.version),
+                resumed = info.resumed,
                 "terminated TLS",
             );
             // In place of an outer one: the innermost TLS is the one that placeholders speak of.
             conn.set_extension(info);
+        }
+        if let Some(offered) = offered {
+            conn.set_extension(offered);
         }
         Ok(conn)
     }
@@ -205,22 +212,6 @@ impl TlsTerminate {
             Ok(config)
         })
     }
-}
-
-/// Whether a `proxy` comes later in the chain that the module being provisioned stands in.
-fn proxy_follows(cx: &Provision<'_>) -> bool {
-    let (document, node) = (cx.document(), cx.node());
-    let Some(chain) = document.parent(node) else {
-        return false;
-    };
-    let mut later = document.items(chain).skip_while(|item| *item != node);
-    later.any(|item| {
-        let name = document.member(item, "handler");
-        matches!(
-            name.map(|name| document.value(name)),
-            Some(Value::String("proxy"))
-        )
-    })
 }
 
 /// Waits until the client's hello is there; it stays unread.

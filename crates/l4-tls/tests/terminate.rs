@@ -496,6 +496,48 @@ async fn placeholders_say_what_was_agreed_on() {
 }
 
 #[tokio::test]
+async fn l4_placeholders_say_what_was_agreed_on_though_a_matcher_read_the_hello_before() {
+    let loaded = vec![pair(&["a.test"]).pem()];
+    let told = |text: &str| json!([{"handler": "vars", "told": text}, {"handler": "respond", "body": "{l4.vars.told}"}]);
+    let text = json!({"apps": {
+        "tls": {"certificates": {"load_pem": loaded}},
+        "layer4": {"servers": {"test": {"listen": ["127.0.0.1:1"], "routes": [
+            {"match": [{"tls": {"sni": ["a.test"]}}], "handle": [
+                {"handler": "vars", "before": "{l4.tls.version}"},
+                {"handler": "tls", "connection_policies": [{"protocol_max": "tls1.2"}]},
+            ]},
+            {"handle": told("{l4.vars.before} {l4.tls.version} {l4.tls.ech} {l4.tls.proto_mutual}")},
+        ]}}},
+    }});
+    let server = Server::new(&text.to_string());
+    let said = server.told(&client(), "a.test").await.unwrap();
+    assert_eq!(said, "tls1.3 tls1.2 false true");
+}
+
+#[tokio::test]
+async fn l8_captures_of_a_policy_and_placeholders_in_it_work() {
+    let loaded = vec![pair(&["*.test"]).pem()];
+    let text = json!({"apps": {
+        "tls": {"certificates": {"load_pem": loaded}},
+        "layer4": {"servers": {"test": {"listen": ["127.0.0.1:1"], "routes": [{"handle": [
+            {"handler": "vars", "wanted": "b.test"},
+            {"handler": "tls", "connection_policies": [
+                {"match": {"sni_regexp": {"name": "host", "pattern": "^(a+)\\.test$"}}, "alpn": ["a"]},
+                {"match": {"sni": ["{l4.vars.wanted}"]}, "alpn": ["b"]},
+            ]},
+            {"handler": "vars", "told": "{tls.regexp.host.1} {l4.tls.proto}"},
+            {"handler": "respond", "body": "{l4.vars.told}"},
+        ]}]}}},
+    }});
+    let server = Server::new(&text.to_string());
+    for (name, expected) in [("aaa.test", "aaa a"), ("b.test", " b")] {
+        let said = server.told(&alpn(&["a", "b"]), name).await.unwrap();
+        assert_eq!(said, expected, "{name}");
+    }
+    assert!(server.told(&client(), "c.test").await.is_err());
+}
+
+#[tokio::test]
 async fn sessions_are_resumed_unless_clients_authenticate() {
     let certificate = pair(&["a.test"]);
     let told = "{l4.tls.version} {l4.tls.resumed}";
@@ -517,11 +559,14 @@ async fn sessions_are_resumed_unless_clients_authenticate() {
 }
 
 #[tokio::test]
-async fn clients_authenticate_as_the_mode_says() {
+async fn l9_clients_authenticate_as_the_mode_says() {
     let certificate = pair(&["a.test"]);
     let (ours, foreign) = (Authority::new("Ours"), Authority::new("Foreign"));
     let (good, bad) = (ours.client("good"), foreign.client("bad"));
     let pool = json!({"provider": "inline", "trusted_ca_certs": [ours.base64()]});
+    let both = json!({"provider": "combined", "sources": [
+        pool, {"provider": "inline", "trusted_ca_certs": [foreign.base64()]},
+    ]});
     let leaf = json!([{"verifier": "leaf", "leaf_certs_loaders": [
         {"loader": "pem", "certificates": [bad.certificate]},
     ]}]);
@@ -539,6 +584,7 @@ async fn clients_authenticate_as_the_mode_says() {
             [false, true, false],
         ),
         (json!({"ca": pool}), [false, true, false]),
+        (json!({"ca": both}), [false, true, true]),
         (
             json!({"trusted_ca_certs": [ours.base64()]}),
             [false, true, false],
@@ -573,6 +619,37 @@ async fn clients_authenticate_as_the_mode_says() {
 }
 
 #[tokio::test]
+async fn a_client_certificate_that_is_itself_trusted_is_let_in_while_it_is_valid() {
+    // As `openssl req -x509` makes them: authorities by their own account.
+    let own = |year: i32| {
+        let mut params = params(&["me.test"]);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        self_signed(params)
+    };
+    let (good, old, foreign) = (own(4000), own(2001), own(4000));
+    let base64 = |pair: &Pair| -> String {
+        let lines = pair.certificate.lines();
+        lines.filter(|line| !line.starts_with('-')).collect()
+    };
+    let ca = json!({"provider": "inline", "trusted_ca_certs": [base64(&good), base64(&old)]});
+    let policies = json!([{"client_authentication": {"ca": ca}}]);
+    let server = Server::tells(
+        &[&pair(&["a.test"])],
+        policies,
+        "{l4.tls.client.san.dns_names}",
+    );
+    for (who, expected) in [(&good, true), (&old, false), (&foreign, false)] {
+        let setup = Setup {
+            identity: Some(who.client_auth()),
+            ..Setup::default()
+        };
+        let told = server.told(&setup.build().0, "a.test").await;
+        assert_eq!(told.is_ok_and(|told| told == "[me.test]"), expected);
+    }
+}
+
+#[tokio::test]
 async fn the_certificate_of_a_client_is_readable() {
     let authority = Authority::new("Ours");
     let identity = authority.client("me").client_auth();
@@ -593,7 +670,7 @@ async fn the_certificate_of_a_client_is_readable() {
 }
 
 #[tokio::test]
-async fn tls_inside_tls_is_told_apart() {
+async fn l5_tls_inside_tls_is_told_apart() {
     let (outer, inner) = (pair(&["outer.test"]), pair(&["inner.test"]));
     let text = config(
         &[&outer, &inner],
@@ -711,8 +788,16 @@ fn faulty_policies_are_refused() {
             "parsing certificate at index 0",
         ),
         (
-            json!({"client_authentication": {"mode": "require_and_verify"}}),
-            "not in this build yet",
+            json!({"client_authentication": {"ca": {"provider": "http", "endpoints": ["a"]}}}),
+            "the trust pool provider http is not in this build yet",
+        ),
+        (
+            json!({"client_authentication": {"ca": {"provider": "combined", "sources": []}}}),
+            "no sources specified for combined CA pool",
+        ),
+        (
+            json!({"client_authentication": {"ca": {"provider": "inline", "trusted_ca_certs": []}}}),
+            "the trust pool is empty",
         ),
         (
             json!({"handshake_context": {}}),

@@ -5,6 +5,7 @@ mod facts;
 mod meta;
 mod prefix;
 mod record;
+mod tls;
 mod transport;
 
 use std::any::Any;
@@ -21,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub use addr::Addr;
 pub use meta::Capture;
 pub use record::{EndReason, Record};
+pub use tls::TlsInfo;
 pub use transport::{
     DatagramFilter, Filtered, Io, Layer, Raw, ReadLimit, Received, Session, Transport,
 };

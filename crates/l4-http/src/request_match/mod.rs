@@ -15,12 +15,13 @@ mod path;
 mod path_regexp;
 mod protocol;
 mod query;
+mod tls;
 mod vars;
 
 use std::borrow::Cow;
 
 use l4_core::config::ModuleMap;
-use l4_core::conn::Capture;
+use l4_core::conn::{Capture, TlsInfo};
 use l4_core::registry::Kind;
 use l4_core::{Cost, Keys, Provision, Registry, Rejected, Template, View};
 
@@ -34,6 +35,7 @@ pub use self::not::NotConfig;
 pub use self::path::PathConfig;
 pub use self::protocol::ProtocolConfig;
 pub use self::query::QueryConfig;
+pub use self::tls::TlsConfig;
 pub use self::vars::{VarsConfig, VarsRegexpConfig};
 use crate::HttpHead;
 
@@ -89,9 +91,9 @@ impl<'r, 'v> Request<'r, 'v> {
         self.view
     }
 
-    /// Whether it came through TLS that was terminated here. No handler does that in this version.
+    /// Whether it came through TLS that was terminated here.
     pub fn is_tls(&self) -> bool {
-        false
+        self.view.extension::<TlsInfo>().is_some()
     }
 
     /// A template filled in for this request.
@@ -179,9 +181,6 @@ impl RequestSets {
     }
 }
 
-/// About members that ask for terminated TLS.
-const NO_TLS: &str = "never matches: no handler of this version terminates TLS";
-
 /// Why a request matcher of Caddy will never be here.
 fn out_of_scope(name: &str) -> Option<&'static str> {
     match name {
@@ -211,6 +210,7 @@ pub(crate) fn register(registry: &mut Registry) {
         .add::<RequestMatchers, _>("protocol", protocol::provision)
         .add::<RequestMatchers, _>("query", query::provision)
         .add::<RequestMatchers, _>("remote_ip", ip::provision)
+        .add::<RequestMatchers, _>("tls", tls::provision)
         .add::<RequestMatchers, _>("vars", vars::provision)
         .add::<RequestMatchers, _>("vars_regexp", vars::provision_regexp);
 }

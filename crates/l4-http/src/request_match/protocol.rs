@@ -8,8 +8,8 @@ use super::{Request, RequestMatch};
 
 /// The protocol of the request: `"http/1.0"`, `"http/1.1"`, `"http/2"` or `"http/3"`, each also with `+` behind it for
 /// that version and later ones, `"grpc"` for a `Content-Type` that begins with `application/grpc`, `"http"` for a request
-/// that came in the clear, or `"https"` for one that came through TLS. No handler of this version terminates TLS, so
-/// `"http"` is every request and `"https"` none. Any other text never matches.
+/// that came in the clear, or `"https"` for one that came through TLS which the handler `tls` has ended. Any other text
+/// never matches.
 #[derive(Deserialize)]
 #[serde(transparent)]
 pub struct ProtocolConfig(At<String>);
@@ -68,13 +68,11 @@ pub(super) fn provision(
 ) -> Result<Box<dyn RequestMatch>, Rejected> {
     let ProtocolConfig(text) = config;
     let protocol = MatchProtocol::new(&text);
-    match protocol {
-        MatchProtocol::Never => cx.warn(
+    if let MatchProtocol::Never = protocol {
+        cx.warn(
             text.node(),
             format!("{:?} is not a protocol known here and never matches", *text),
-        ),
-        MatchProtocol::Tls => cx.warn(text.node(), super::NO_TLS),
-        _ => {}
+        );
     }
     Ok(Box::new(protocol))
 }
