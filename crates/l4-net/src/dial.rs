@@ -818,7 +818,7 @@ fn sources<'o>(
             target: "layer4.handlers.proxy", upstream_network, count, dest_family,
             "selected local addresses"
         );
-        if count == 0 && Told::NOW.due() {
+        if count == 0 && TOLD.due() {
             warn!(
                 target: "layer4.handlers.proxy", upstream = %target, dest_family,
                 "no local address of the upstream's IP version is configured, so the system chooses one"
@@ -832,12 +832,9 @@ fn sources<'o>(
 /// When it was last said that no source address fits. Once a minute is enough: it would be said for every connection.
 struct Told(AtomicU64);
 
-impl Told {
-    const NOW: &'static Self = {
-        static TOLD: Told = Told(AtomicU64::new(0));
-        &TOLD
-    };
+static TOLD: Told = Told(AtomicU64::new(0));
 
+impl Told {
     fn due(&self) -> bool {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now = since.map_or(0, |since| since.as_secs());
