@@ -52,6 +52,8 @@ pub struct TlsTerminate {
 impl HandlerModule for TlsTerminate {
     const NAME: &'static str = "tls";
     type Config = TerminateConfig;
+    // There is no DTLS here.
+    const STREAMS_ONLY: bool = true;
 
     fn provision(config: TerminateConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
         let timeout = cx.time_limit(config.handshake_timeout, DEFAULT_HANDSHAKE_TIMEOUT);
