@@ -442,6 +442,34 @@ async fn the_first_policy_that_matches_counts_and_without_one_the_client_is_refu
 }
 
 #[tokio::test]
+async fn the_first_policy_that_matches_counts_however_many_there_are() {
+    let certificate = pair(&["*.test"]);
+    for others in [0, 29, 31, 200] {
+        // The name stands literally in the last policy only, behind two that match it otherwise.
+        let mut policies = vec![
+            json!({"match": {"sni": ["nobody.test"]}, "alpn": ["none"]}),
+            json!({"match": {"sni": ["*.test"], "alpn": ["wildcard"]}, "alpn": ["wildcard"]}),
+            json!({"match": {"alpn": ["any"]}, "alpn": ["any"]}),
+        ];
+        policies.extend((0..others).map(|i| json!({"match": {"sni": [format!("n{i}.test")]}})));
+        policies.push(json!({"match": {"sni": ["a.test"]}, "alpn": ["exact"]}));
+        let server = Server::echo(&[&certificate], json!(policies));
+        for (offered, expected) in [
+            (&["exact", "wildcard"][..], "wildcard"),
+            (&["any", "exact"], "any"),
+            (&["exact"], "exact"),
+        ] {
+            let stream = server.connect(&alpn(offered), "a.test").await.unwrap();
+            assert_eq!(
+                stream.get_ref().1.alpn_protocol(),
+                Some(expected.as_bytes()),
+                "{offered:?} with {others} more"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_tls_gets_an_alert() {
     let server = Server::echo(&[&pair(&["a.test"])], json!([]));
     for (bytes, alert) in [
