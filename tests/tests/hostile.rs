@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
@@ -352,6 +352,13 @@ fn clients_that_reset_or_vanish_leave_nothing_behind() {
     assert_idle(&conncept);
 }
 
+/// The names of the modules of the build in this namespace.
+fn modules(namespace: &str) -> Vec<String> {
+    let listed = run(&["list-modules"]).stdout;
+    let names = listed.lines().filter_map(|id| id.strip_prefix(namespace));
+    names.map(str::to_owned).collect()
+}
+
 /// A route for every matcher of the build, each of which lets the connection go on, and an answer behind them: every
 /// matcher is asked about every opening.
 fn every_matcher() -> (Vec<Value>, Vec<String>) {
@@ -367,12 +374,7 @@ fn every_matcher() -> (Vec<Value>, Vec<String>) {
         "vars": {"{l4.tls.server_name}": ["nobody.example"]},
         "vars_regexp": {"{http.request.host}": {"pattern": "nothing$"}},
     });
-    let listed = run(&["list-modules"]).stdout;
-    let names: Vec<String> = listed
-        .lines()
-        .filter_map(|id| id.strip_prefix("layer4.matchers."))
-        .map(str::to_owned)
-        .collect();
+    let names = modules("layer4.matchers.");
     let mut routes: Vec<Value> = names
         .iter()
         .map(|name| {
@@ -459,6 +461,71 @@ fn packets_that_end_other_routers_are_answered_like_any_others() {
     });
     assert_no_panic(&mut conncept);
     assert_idle(&conncept);
+}
+
+#[test]
+fn packets_that_end_other_routers_end_their_own_connection_at_every_handler() {
+    let ip = loopback();
+    let backend = Backend::echo();
+    let options = json!({
+        "proxy": {"upstreams": [{"dial": [backend.address.to_string()]}]},
+        "proxy_protocol": {"timeout": "500ms"},
+        "tee": {"branch": [{"handler": "vars", "a": 1}]},
+        "vars": {"a": 1},
+    });
+    let names = modules("layer4.handlers.");
+    assert!(names.len() >= 9, "{names:?}");
+    let mut servers = Map::new();
+    let server = |listen: String, name: &String| {
+        let mut handler = options.get(name).cloned().unwrap_or(json!({}));
+        handler["handler"] = json!(name);
+        json!({"listen": [listen], "routes": [
+            {"handle": [handler]},
+            {"match": [{"tls": {}}], "handle": [{"handler": "close"}]},
+            {"handle": [{"handler": "respond", "body": "behind it"}]},
+        ]})
+    };
+    let (mut streams, mut datagram_servers) = (Vec::new(), Vec::new());
+    for (name, port) in names.iter().zip(1000..) {
+        servers.insert(name.clone(), server(format!("{ip}:{port}"), name));
+        streams.push(port);
+        // What is for streams only is refused.
+        let datagrams = server(format!("udp/{ip}:{port}"), name);
+        let alone = config(json!({"a": datagrams})).to_string();
+        let checked = run_with(&["validate", "--config", "-"], |_| {}, alone.as_bytes());
+        if checked.code == Some(0) {
+            servers.insert(format!("{name} over UDP"), datagrams);
+            datagram_servers.push(port);
+        } else {
+            assert!(checked.stderr.contains("needs a stream"), "{checked:?}");
+        }
+    }
+    assert!(datagram_servers.len() < streams.len(), "tls needs a stream");
+    servers.insert("bystander".to_owned(), echo(&format!("{ip}:7")));
+    let mut conncept = Conncept::serving(&config(Value::Object(servers)));
+    let killers = killers();
+    for (_, packet) in &killers {
+        for port in &streams {
+            let mut stream = connect((ip, *port));
+            // It may be closed before this arrives.
+            let _ = stream.write_all(packet);
+            let _ = stream.shutdown(Shutdown::Write);
+            drain(&mut stream);
+        }
+        for port in &datagram_servers {
+            datagrams((ip, *port)).send(packet).unwrap();
+        }
+    }
+    bystander(ip);
+    eventually("each of them has its record", || {
+        let over_udp = |record: &&Value| record["network"] == "udp";
+        let records = conncept.records();
+        let sessions = records.iter().filter(over_udp).count();
+        // Sessions of echo and proxy last until they are idle.
+        records.len() - sessions > killers.len() * streams.len()
+            && sessions >= killers.len() * (datagram_servers.len() - 3)
+    });
+    assert_no_panic(&mut conncept);
 }
 
 #[test]
