@@ -1,16 +1,17 @@
 //! How connections end through every handler: the end of a stream leaves the other direction open, a reset stays a
-//! reset, and an upstream that is away is an end, not silence. A table of chains, and a test for each way to end.
+//! reset, and an upstream that is away is an end, not silence. And datagrams stay whole. A table of chains, and a test
+//! for each of these.
 
 #![allow(clippy::unwrap_used)]
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use e2e::{Backend, Conncept, PATIENCE, ask, connect, drain, eventually, loopback};
+use e2e::{Backend, Conncept, PATIENCE, ask, connect, datagrams, drain, eventually, loopback};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Map, Value, json};
@@ -459,6 +460,37 @@ fn an_upstream_that_is_away_ends_the_connection() {
             case.name
         );
     }
+}
+
+#[test]
+fn datagrams_go_through_every_handler_uncut() {
+    let (ip, dir, mirror) = (loopback(), tempfile::tempdir().unwrap(), Backend::sink());
+    let upstream = UdpSocket::bind((ip, 0)).unwrap();
+    upstream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let dial = format!("udp/{}", upstream.local_addr().unwrap());
+    certificate(dir.path());
+    let mut cases = cases(mirror.address);
+    // There is no DTLS, and who listens on datagrams only is told so when it loads.
+    cases.retain(|case| !case.tls);
+    let servers = cases.iter().enumerate().map(|(i, case)| {
+        let server = server(&format!("udp/{ip}:{}", port(i)), case, &dial);
+        (case.name.to_owned(), server)
+    });
+    let conncept = Conncept::serving(&config(dir.path(), servers.collect()));
+    let mut buffer = vec![0; 65_536];
+    for (i, case) in cases.iter().enumerate() {
+        let client = datagrams((ip, port(i)));
+        for size in [5, 0, 1, 2049, 9001, 60_000, 7] {
+            let datagram: Vec<u8> = (0..size).map(|at: usize| (at % 251) as u8).collect();
+            client.send(&datagram).unwrap();
+            let (n, from) = upstream.recv_from(&mut buffer).unwrap();
+            assert!(buffer[..n] == datagram, "{}: {n} of {size}", case.name);
+            upstream.send_to(&datagram, from).unwrap();
+            let n = client.recv(&mut buffer).unwrap();
+            assert!(buffer[..n] == datagram, "{}: {n} of {size}", case.name);
+        }
+    }
+    assert_eq!(conncept.records().len(), 0, "a session has ended");
 }
 
 #[test]
