@@ -93,10 +93,9 @@ impl HandlerModule for TlsTerminate {
 impl AsyncHandler for TlsTerminate {
     async fn handle(&self, conn: Connection, _: Rest<'_>) -> Result<Flow> {
         if conn.is_datagram() {
-            return Err(Error::new(
-                Side::Internal,
+            // Loading has said so to whoever can change it; what datagrams hold is up to their senders.
+            return Err(Error::client(
                 Phase::Handshake,
-                EndReason::HandlerError,
                 "TLS needs a stream; there is no DTLS",
             ));
         }

@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex};
 
 use l4_core::Registry;
-use l4_testkit::{Client, connection, load};
+use l4_testkit::{Client, connection, load, session};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
@@ -467,6 +467,17 @@ async fn the_first_policy_that_matches_counts_however_many_there_are() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn a_datagram_session_is_refused_and_is_no_error_of_ours() {
+    let server = Server::echo(&[&pair(&["a.test"])], json!([]));
+    let (conn, peer) = session();
+    let record = conn.record().clone();
+    peer.send(b"a hello of DTLS, say");
+    server.0.clone().serve(conn).await;
+    assert_eq!(record.end_reason(), Some(l4_core::EndReason::ClientError));
+    assert!(peer.end().await.is_empty(), "nothing is answered");
 }
 
 #[tokio::test]
