@@ -29,8 +29,12 @@ use tempfile::TempDir;
 /// How long anything that should happen may take. Generous: test machines are slow and busy.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The program under test. Cargo builds it before the tests of this package and puts it one level above them.
+/// The program under test. Cargo builds it before the tests of this package and puts it one level above them. The
+/// environment variable `CONNCEPT_UNDER_TEST` names another one, such as a release build.
 pub fn program() -> PathBuf {
+    if let Some(other) = std::env::var_os("CONNCEPT_UNDER_TEST") {
+        return other.into();
+    }
     let test = std::env::current_exe().unwrap();
     let program = test.ancestors().nth(2).unwrap().join("conncept-under-test");
     assert!(program.exists(), "{} was not built", program.display());

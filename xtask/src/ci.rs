@@ -39,6 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         shell::run(&mut doc)
     })?;
     step("fuzz corpus", || fuzz::smoke(10))?;
+    step("hostile peers against a release build", hostile)?;
     if !args.no_interop {
         run_step(
             "real clients and servers",
@@ -53,4 +54,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Overflow wraps and assertions for debugging are gone in what users run, so hostile input meets that, too. The
+/// build is the one that `cargo xtask bench` measures: about five minutes on two processors when nothing is there yet.
+/// The tests are those that `cargo test` has built, told which program to run.
+fn hostile() -> Result<()> {
+    shell::run(cargo().args(["build", "--release", "--locked", "--package", "conncept"]))?;
+    let program = shell::target_directory()?.join("release/conncept");
+    // With the features of the next step, so that nothing is built twice.
+    let test = [
+        "test",
+        "--package",
+        "e2e",
+        "--features",
+        "interop",
+        "--locked",
+        "--test",
+        "hostile",
+        "--test",
+        "endings",
+    ];
+    shell::run(cargo().args(test).env("CONNCEPT_UNDER_TEST", program))
 }

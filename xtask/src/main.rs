@@ -32,7 +32,7 @@ enum Task {
     /// Build a binary with just the modules you name.
     Build(build::Args),
     /// Everything a change must pass: format, lints, dependency directions, features, documentation, fuzz corpus,
-    /// tests against real clients and servers.
+    /// hostile peers against a release build, tests against real clients and servers.
     Ci(ci::Args),
     /// Check the rules for which crate may depend on which.
     Deps,

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::config::{
     Address, At, ConfigError, Document, Family, GoDuration, ModuleMap, Network, Node, Raw, Value,
 };
-use crate::provision::{Provision, Rejected, Report, Start};
+use crate::provision::{Provision, Rejected, Report, Start, StreamsOnly};
 use crate::registry::Registry;
 use crate::server::DEFAULT_IDLE_TIMEOUT;
 use crate::{Generation, Program, Server};
@@ -216,7 +216,13 @@ fn provision_server(
     let addresses = cx.all(config.listen.unwrap_or_default(), |cx, text| {
         listen_addresses(&text, cx).map(|addresses| (text.node(), addresses))
     });
+    let streams_only = cx.take_streams_only();
+    let fits = match &addresses {
+        Ok(addresses) => refuse_datagrams_to(streams_only, addresses, cx),
+        Err(_) => Ok(()),
+    };
     let (program, addresses) = (program?, addresses?);
+    fits?;
     if let Some(route) = program.catch_all_behind_bytes() {
         for (node, addresses) in &addresses {
             warn_server_first(*node, addresses, route, &program, cx);
@@ -262,6 +268,52 @@ fn listen_addresses(text: &At<String>, cx: &mut Provision<'_>) -> Result<Vec<Add
         );
     }
     Ok(address.expand().collect())
+}
+
+/// Reports the handlers for streams on a server that listens on datagrams: errors if it listens on nothing else.
+fn refuse_datagrams_to(
+    handlers: Vec<StreamsOnly>,
+    addresses: &[(Node, Vec<Address>)],
+    cx: &mut Provision<'_>,
+) -> Result<(), Rejected> {
+    let find = |wanted: fn(&Address) -> bool| {
+        let mut all = addresses
+            .iter()
+            .flat_map(|(node, all)| all.iter().map(move |address| (*node, address)));
+        all.find(|(_, address)| wanted(address))
+    };
+    let Some((listen, datagrams)) = find(Address::is_datagram) else {
+        return Ok(());
+    };
+    let streams = find(Address::is_stream).is_some();
+    let mut fits = Ok(());
+    for handler in handlers {
+        let (name, document) = (handler.name, cx.document());
+        let node = document
+            .member(handler.node, "handler")
+            .unwrap_or(handler.node);
+        if !streams {
+            let error = document
+                .error(
+                    node,
+                    format!("{name} needs a stream, and this server listens on datagrams only"),
+                )
+                .help(
+                    "listen on an address for streams, such as \":443\", or leave the handler out",
+                )
+                .related(document, listen, "datagrams come from here");
+            fits = Err(cx.report(error));
+        } else if !handler.behind_bytes {
+            cx.warn(
+                node,
+                format!(
+                    "{name} needs a stream, and datagrams to {datagrams} come here, too: give that address a server of \
+                     its own, or this route a condition that they do not meet"
+                ),
+            );
+        }
+    }
+    fits
 }
 
 /// Ports on which the server speaks first, so that a client waits while we wait for it.

@@ -35,6 +35,14 @@ pub struct Report {
     pub notes: Vec<ConfigError>,
 }
 
+/// A handler of a chain that has no meaning for datagrams.
+pub(crate) struct StreamsOnly {
+    pub(crate) name: &'static str,
+    pub(crate) node: Node,
+    /// Whether some route around it asks for bytes, so that datagrams can be told from streams by what they hold.
+    pub(crate) behind_bytes: bool,
+}
+
 /// What a module begins once its configuration is the current one.
 pub(crate) type Start = Box<dyn FnOnce(&Generation) + Send + Sync>;
 
@@ -48,6 +56,9 @@ pub struct Provision<'a> {
     node: Node,
     route: String,
     starts: Vec<Start>,
+    streams_only: Vec<StreamsOnly>,
+    /// Whether the routes around what is being provisioned ask for bytes.
+    behind_bytes: bool,
     /// Where the document configures applications.
     configured: BTreeMap<Box<str>, Node>,
     /// Those made so far, and those refused.
@@ -66,6 +77,8 @@ impl<'a> Provision<'a> {
             node: document.root(),
             route: String::new(),
             starts: Vec::new(),
+            streams_only: Vec::new(),
+            behind_bytes: false,
             configured: BTreeMap::new(),
             apps: BTreeMap::new(),
         }
@@ -142,6 +155,29 @@ impl<'a> Provision<'a> {
 
     pub(crate) fn take_starts(&mut self) -> Vec<Start> {
         std::mem::take(&mut self.starts)
+    }
+
+    /// Notes that the handler at `node` is for streams only: whoever knows the addresses tells whether it can be.
+    pub(crate) fn streams_only(&mut self, name: &'static str, node: Node) {
+        let behind_bytes = self.behind_bytes;
+        self.streams_only.push(StreamsOnly {
+            name,
+            node,
+            behind_bytes,
+        });
+    }
+
+    pub(crate) fn take_streams_only(&mut self) -> Vec<StreamsOnly> {
+        std::mem::take(&mut self.streams_only)
+    }
+
+    /// Provisions what is behind a route that asks for bytes, or does not.
+    pub(crate) fn behind<T>(&mut self, bytes: bool, provision: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = self.behind_bytes;
+        self.behind_bytes |= bytes;
+        let provisioned = provision(self);
+        self.behind_bytes = outer;
+        provisioned
     }
 
     /// Whether an error was reported so far.

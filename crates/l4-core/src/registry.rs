@@ -80,6 +80,10 @@ pub trait HandlerModule: AsyncHandler + Sized {
     const NAME: &'static str;
     /// The JSON object without the key `handler`, decoded.
     type Config: DeserializeOwned;
+    /// Whether it can do nothing with datagrams. Then a server that listens on datagrams only is refused if the handler
+    /// is anywhere in its routes, and one that listens on both is warned about if no route around the handler asks for
+    /// bytes. A datagram session that gets there all the same is for the handler to refuse.
+    const STREAMS_ONLY: bool = false;
 
     /// Makes the handler. May read files; must not open sockets or start tasks.
     ///
@@ -163,6 +167,9 @@ impl Registry {
     /// Enters a handler.
     pub fn handler<H: HandlerModule>(&mut self) -> &mut Self {
         self.entry::<Handlers>(H::NAME, |node, cx| {
+            if H::STREAMS_ONLY {
+                cx.streams_only(H::NAME, node);
+            }
             let config = cx.decode_inline::<H::Config>(node, "handler")?;
             Ok(Box::new(H::provision(config, cx)?))
         })

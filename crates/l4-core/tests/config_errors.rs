@@ -637,6 +637,83 @@ fn a_catch_all_that_a_silent_client_reaches_late_is_warned_about_on_ports_where_
 }
 
 #[test]
+fn a_handler_for_streams_is_refused_on_a_server_for_datagrams_only() {
+    let help = "listen on an address for streams, such as \":443\", or leave the handler out";
+    let message = "end_tls needs a stream, and this server listens on datagrams only";
+    for (route, place) in [
+        (r#"{"handle": [{"handler": «"end_tls"}]}"#, ""),
+        // What a condition on bytes lets through are datagrams all the same.
+        (
+            r#"{"match": [{"tls": {}}], "handle": [{"handler": "vars"}, {"handler": «"end_tls"}]}"#,
+            "",
+        ),
+        (
+            r#"{"handle": [{"handler": "subroute", "routes": [{"handle": [{"handler": «"end_tls"}]}]}]}"#,
+            "/routes/0/handle/0",
+        ),
+    ] {
+        let handler = if route.contains("vars") { 1 } else { 0 };
+        for listen in [
+            r#""udp/:443""#,
+            r#""unixgram//run/a.sock""#,
+            r#""udp/:443-450", "fdgram/3""#,
+        ] {
+            refused(
+                &server(&format!(r#"{{"listen": [{listen}], "routes": [{route}]}}"#)),
+                &format!("{ROUTE}/handle/{handler}{place}/handler"),
+                message,
+                help,
+            );
+        }
+        for listen in [
+            "",
+            r#"":443""#,
+            r#""unix//run/a.sock", "unixpacket//run/b""#,
+        ] {
+            let json = server(&format!(r#"{{"listen": [{listen}], "routes": [{route}]}}"#));
+            assert_eq!(warned(&json.replace('«', "")), [], "{listen} {route}");
+        }
+    }
+}
+
+#[test]
+fn a_handler_for_streams_that_datagrams_reach_unasked_is_warned_about() {
+    let both = |routes: &str| {
+        server(&format!(
+            r#"{{"listen": [":443", "udp/:443"], "routes": [{routes}]}}"#
+        ))
+    };
+    let inside = r#"{"handler": "subroute", "routes": [{"handle": [{"handler": "end_tls"}]}]}"#;
+    let message = "end_tls needs a stream, and datagrams to udp/:443 come here, too: give that address a server of its \
+                   own, or this route a condition that they do not meet";
+    for route in [
+        r#"{"handle": [{"handler": "end_tls"}]}"#,
+        // Addresses do not tell datagrams from streams.
+        r#"{"match": [{"tls": {}}, {"remote_ip": {"ranges": ["::/0"]}}], "handle": [{"handler": "end_tls"}]}"#,
+    ] {
+        assert_eq!(
+            warned(&both(route)),
+            [(format!("{ROUTE}/handle/0/handler"), message.to_owned())]
+        );
+    }
+    assert_eq!(
+        warned(&both(&format!(r#"{{"handle": [{inside}]}}"#))),
+        [(
+            format!("{ROUTE}/handle/0/routes/0/handle/0/handler"),
+            message.to_owned()
+        )]
+    );
+    // Behind what only a stream holds.
+    for handle in [r#"{"handler": "end_tls"}"#, inside] {
+        let route = format!(r#"{{"match": [{{"tls": {{}}}}], "handle": [{handle}]}}"#);
+        assert_eq!(warned(&both(&route)), []);
+    }
+    // What is behind a condition is over at the end of its route.
+    let later = r#"{"match": [{"ssh": {}}], "handle": [{"handler": "vars"}]}, {"handle": [{"handler": "end_tls"}]}"#;
+    assert_eq!(warned(&both(later)).len(), 1);
+}
+
+#[test]
 fn other_warnings_name_their_place() {
     assert_eq!(
         warned(&route(

@@ -6,7 +6,8 @@ use l4_core::{
     Verdict,
 };
 use l4_http::{HttpHead, MatchHttp, register};
-use l4_testkit::{Router, check, decided_after, received, verdict};
+use l4_testkit::{Router, check, conn_verdict, decided_after, received, verdict};
+use tokio::io::AsyncWriteExt as _;
 
 const CURL_GET: &[u8] = include_bytes!("../testdata/curl-get.bin");
 const CURL_H2: &[u8] = include_bytes!("../testdata/curl-h2.bin");
@@ -278,6 +279,31 @@ fn a_head_is_parsed_once_for_all_matchers() {
             .map(|head| std::ptr::from_ref(head).addr()),
         Some(first)
     );
+}
+
+#[tokio::test]
+async fn a_request_inside_a_layer_is_another_one() {
+    let outer = b"GET / HTTP/1.1\r\nHost: outer.example\r\n\r\n";
+    let inner = b"GET / HTTP/1.1\r\nHost: inner.example\r\n\r\n";
+    let mut conn = received(outer);
+    let asks_for = |host: &str, conn: &mut Connection| {
+        let matcher = http(&format!(r#"[{{"host": ["{host}.example"]}}]"#));
+        conn_verdict(&matcher, conn)
+    };
+    assert_eq!(asks_for("outer", &mut conn), Verdict::Match);
+    let (stream, mut peer) = tokio::io::duplex(1024);
+    let mut conn = conn.layer(async |_| Ok(stream)).await.unwrap();
+    assert!(matches!(asks_for("outer", &mut conn), Verdict::More(_)));
+    peer.write_all(inner).await.unwrap();
+    conn.fill().await.unwrap();
+    assert_eq!(asks_for("outer", &mut conn), Verdict::No);
+    assert_eq!(asks_for("inner", &mut conn), Verdict::Match);
+    // And what follows a preamble that was taken away is looked at afresh.
+    let mut conn = received(&[outer.as_slice(), inner].concat());
+    assert_eq!(asks_for("outer", &mut conn), Verdict::Match);
+    conn.consume(outer.len());
+    assert_eq!(asks_for("inner", &mut conn), Verdict::Match);
+    assert_eq!(asks_for("outer", &mut conn), Verdict::No);
 }
 
 #[test]

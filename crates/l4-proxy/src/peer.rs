@@ -286,6 +286,15 @@ mod tests {
     }
 
     #[test]
+    fn handlers_that_check_otherwise_have_a_health_of_their_own() {
+        let state = PeerState::default();
+        let first = state.health(Active::falling_after(3));
+        let same = state.health(Active::falling_after(3));
+        let other = state.health(Active::falling_after(2));
+        assert!(Arc::ptr_eq(&first, &same) && !Arc::ptr_eq(&first, &other));
+    }
+
+    #[test]
     fn a_place_is_given_back_once() {
         let state = Arc::<PeerState>::default();
         let taken = state.clone().take(1).unwrap();

@@ -208,6 +208,37 @@ async fn many_at_once_do_not_exceed_the_limit_and_find_the_free_upstream() {
 }
 
 #[tokio::test]
+async fn a_configuration_that_is_refused_takes_nothing_from_the_one_that_runs() {
+    let (gone, b) = (closed_port().await, Backend::new("b").await);
+    let fields = format!(
+        r#""upstreams":[{{"dial":["{gone}"]}},{{"dial":["{}"]}}],
+           "load_balancing":{{"selection":{{"policy":"first"}}}},
+           "health_checks":{{"passive":{{"fail_duration":"1h"}}}}"#,
+        b.address
+    );
+    let old = proxy(&fields);
+    assert_eq!(ask(&old).await, "");
+    // The same addresses, and behind them one that is none.
+    let refused = fields.replacen(
+        r#""upstreams":["#,
+        r#""upstreams":[{"dial":["127.0.0.1:0"]},"#,
+        1,
+    );
+    for _ in 0..3 {
+        let loaded = load(
+            modules,
+            &format!(
+                r#"{{"apps":{{"layer4":{{"servers":{{"a":{{"routes":[{{"handle":[{{"handler":"proxy",{refused}}}]}}]}}}}}}}}}}"#
+            ),
+        );
+        assert!(loaded.app.is_err());
+    }
+    let new = proxy(&fields);
+    drop(old);
+    assert_eq!(ask(&new).await, "b", "the failure is still known");
+}
+
+#[tokio::test]
 async fn a_limit_counts_the_connections_of_the_configuration_before() {
     let a = Backend::new("a").await;
     let fields = format!(

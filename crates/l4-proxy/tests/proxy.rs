@@ -129,6 +129,42 @@ async fn every_address_of_an_upstream_is_connected_to() {
 }
 
 #[tokio::test]
+async fn a_peer_that_breaks_off_is_left_out_and_the_others_go_on() {
+    let good = server("g").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let bad = listener.local_addr().unwrap();
+    for dial in [[bad, good], [good, bad]] {
+        let router = proxy(&format!(
+            r#""upstreams":[{{"dial":["{}","{}"]}}]"#,
+            dial[0], dial[1]
+        ));
+        let (conn, mut client) = connection(1024);
+        let (record, serving) = router.serve(conn);
+        let (mut broken, _) = listener.accept().await.unwrap();
+        broken.write_all(b"b").await.unwrap();
+        let mut names = [0; 2];
+        client.read_exact(&mut names).await.unwrap();
+        client.write_all(b"1").await.unwrap();
+        client.read_exact(&mut [0]).await.unwrap();
+        broken.readable().await.unwrap();
+        // With an unread byte: a reset.
+        drop(broken);
+        for _ in 0..100 {
+            client.write_all(b"2").await.unwrap();
+            let mut echoed = [0];
+            client.read_exact(&mut echoed).await.unwrap();
+            assert_eq!(&echoed, b"2");
+        }
+        client.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"");
+        serving.await.unwrap();
+        assert_eq!(record.end_reason(), Some(EndReason::Completed));
+    }
+}
+
+#[tokio::test]
 async fn dial_mode_first_falls_back_to_the_next_address() {
     let (gone, b) = (closed_port().await, server("b").await);
     let dial = format!(r#""upstreams":[{{"dial":["{gone}","{b}"],"dial_mode":"first"}}]"#);

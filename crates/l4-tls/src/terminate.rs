@@ -53,6 +53,8 @@ pub struct TlsTerminate {
 impl HandlerModule for TlsTerminate {
     const NAME: &'static str = "tls";
     type Config = TerminateConfig;
+    // There is no DTLS here.
+    const STREAMS_ONLY: bool = true;
 
     fn provision(config: TerminateConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
         let timeout = cx.time_limit(config.handshake_timeout, DEFAULT_HANDSHAKE_TIMEOUT);
@@ -94,10 +96,9 @@ impl HandlerModule for TlsTerminate {
 impl AsyncHandler for TlsTerminate {
     async fn handle(&self, conn: Connection, _: Rest<'_>) -> Result<Flow> {
         if conn.is_datagram() {
-            return Err(Error::new(
-                Side::Internal,
+            // Loading has said so to whoever can change it; what datagrams hold is up to their senders.
+            return Err(Error::client(
                 Phase::Handshake,
-                EndReason::HandlerError,
                 "TLS needs a stream; there is no DTLS",
             ));
         }

@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex};
 
 use l4_core::Registry;
-use l4_testkit::{Client, connection, load};
+use l4_testkit::{Client, connection, load, session};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
@@ -439,6 +439,45 @@ async fn the_first_policy_that_matches_counts_and_without_one_the_client_is_refu
         .unwrap_err()
         .to_string();
     assert!(error.contains("InternalError"), "{error}");
+}
+
+#[tokio::test]
+async fn the_first_policy_that_matches_counts_however_many_there_are() {
+    let certificate = pair(&["*.test"]);
+    for others in [0, 29, 31, 200] {
+        // The name stands literally in the last policy only, behind two that match it otherwise.
+        let mut policies = vec![
+            json!({"match": {"sni": ["nobody.test"]}, "alpn": ["none"]}),
+            json!({"match": {"sni": ["*.test"], "alpn": ["wildcard"]}, "alpn": ["wildcard"]}),
+            json!({"match": {"alpn": ["any"]}, "alpn": ["any"]}),
+        ];
+        policies.extend((0..others).map(|i| json!({"match": {"sni": [format!("n{i}.test")]}})));
+        policies.push(json!({"match": {"sni": ["a.test"]}, "alpn": ["exact"]}));
+        let server = Server::echo(&[&certificate], json!(policies));
+        for (offered, expected) in [
+            (&["exact", "wildcard"][..], "wildcard"),
+            (&["any", "exact"], "any"),
+            (&["exact"], "exact"),
+        ] {
+            let stream = server.connect(&alpn(offered), "a.test").await.unwrap();
+            assert_eq!(
+                stream.get_ref().1.alpn_protocol(),
+                Some(expected.as_bytes()),
+                "{offered:?} with {others} more"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_datagram_session_is_refused_and_is_no_error_of_ours() {
+    let server = Server::echo(&[&pair(&["a.test"])], json!([]));
+    let (conn, peer) = session();
+    let record = conn.record().clone();
+    peer.send(b"a hello of DTLS, say");
+    server.0.clone().serve(conn).await;
+    assert_eq!(record.end_reason(), Some(l4_core::EndReason::ClientError));
+    assert!(peer.end().await.is_empty(), "nothing is answered");
 }
 
 #[tokio::test]

@@ -305,8 +305,12 @@ impl Route {
         let outer = cx.enter_route(i);
         let name = cx.route_name().into();
         let sets = Sets::provision(&config.matcher_sets.unwrap_or_default(), cx);
-        let chain = cx.all(config.handle.unwrap_or_default(), |cx, handler| {
-            cx.inline::<Handlers>(handler.node(), "handler")
+        // Of a condition that was refused nothing is known; it is not complained about twice.
+        let asks = sets.as_ref().map_or(true, Sets::ask_for_bytes);
+        let chain = cx.behind(asks, |cx| {
+            cx.all(config.handle.unwrap_or_default(), |cx, handler| {
+                cx.inline::<Handlers>(handler.node(), "handler")
+            })
         });
         cx.leave_route(outer);
         let (sets, chain) = (sets?, chain?);

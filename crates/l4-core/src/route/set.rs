@@ -89,6 +89,12 @@ impl Sets {
         self.sets.is_empty() || self.sets.iter().any(|set| set.members.is_empty())
     }
 
+    /// Whether no connection meets them without its bytes being looked at.
+    pub(super) fn ask_for_bytes(&self) -> bool {
+        let asks = |set: &Set| set.members.iter().any(|m| m.matcher.cost() > Cost::Meta);
+        !self.sets.is_empty() && self.sets.iter().all(asks)
+    }
+
     /// Whether some member may need more than the first datagram of a session.
     pub(super) fn spans_datagrams(&self) -> bool {
         let mut members = self.sets.iter().flat_map(|set| &set.members);

@@ -147,12 +147,16 @@ matcher!(
 
 macro_rules! handler {
     ($(#[$doc:meta])* $type:ident($config:ident), $name:literal) => {
+        handler!($(#[$doc])* $type($config), $name, streams_only: false);
+    };
+    ($(#[$doc:meta])* $type:ident($config:ident), $name:literal, streams_only: $streams:literal) => {
         $(#[$doc])*
         pub(crate) struct $type($config);
 
         impl HandlerModule for $type {
             const NAME: &'static str = $name;
             type Config = $config;
+            const STREAMS_ONLY: bool = $streams;
 
             fn provision(config: $config, _: &mut Provision<'_>) -> Result<Self, Rejected> {
                 Ok(Self(config))
@@ -172,7 +176,8 @@ pub(crate) struct Pace {
 handler!(
     /// Takes the four bytes `TLS!` and stacks a layer that passes the rest on.
     EndTls(Pace),
-    "end_tls"
+    "end_tls",
+    streams_only: true
 );
 
 impl AsyncHandler for EndTls {

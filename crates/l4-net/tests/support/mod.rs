@@ -27,6 +27,9 @@ impl HandlerModule for Greet {
     }
 }
 
+/// What makes it panic.
+pub(crate) const BUG: &[u8] = b"bug";
+
 impl AsyncHandler for Greet {
     async fn handle(&self, mut conn: Connection, _: Rest<'_>) -> Result<Flow> {
         if !conn.is_datagram() {
@@ -47,6 +50,7 @@ impl AsyncHandler for Greet {
         }
         let mut buffer = vec![0; 65_535];
         while let Received::Data(n) = conn.receive(&mut buffer).await? {
+            assert_ne!(&buffer[..n], BUG, "a bug in a handler");
             let mut answer = buffer[..n].to_vec();
             if conn.is_datagram() {
                 answer.splice(..0, format!("{}: ", self.0).into_bytes());

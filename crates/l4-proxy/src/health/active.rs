@@ -229,6 +229,23 @@ async fn probe(target: &Target, options: &DialOptions) -> Result<(), DialError> 
 }
 
 #[cfg(test)]
+impl Active {
+    pub(crate) fn falling_after(fall: u32) -> Self {
+        let settings = Settings {
+            port: None,
+            interval: DEFAULT_INTERVAL,
+            timeout: DEFAULT_TIMEOUT,
+            fall,
+            rise: 1,
+        };
+        Self {
+            settings,
+            close_if_unhealthy: false,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -80,7 +80,7 @@ fn data(len: usize) -> Poll<Option<usize>> {
 const OVER: Poll<Option<usize>> = Poll::Ready(None);
 
 #[test]
-fn d06_u1_datagrams_of_any_size_stay_whole() {
+fn datagrams_of_any_size_stay_whole() {
     let mut socket = Socket::default();
     let lane = socket.open(1, &[7; 2049]);
     for len in [8192, 8193, 9001, 65_507, 0, 1] {
@@ -93,7 +93,7 @@ fn d06_u1_datagrams_of_any_size_stay_whole() {
 }
 
 #[test]
-fn d07_u4_a_session_that_takes_nothing_loses_its_own_datagrams_only() {
+fn a_session_that_takes_nothing_loses_its_own_datagrams_only() {
     let mut socket = Socket::new(Limits {
         queue: 3,
         ..Limits::default()
@@ -112,7 +112,7 @@ fn d07_u4_a_session_that_takes_nothing_loses_its_own_datagrams_only() {
 }
 
 #[test]
-fn d07_a_handler_that_has_ended_is_not_queued_to() {
+fn a_handler_that_has_ended_is_not_queued_to() {
     let mut socket = Socket::default();
     let first = socket.open(1, b"a");
     first.close();
@@ -124,7 +124,7 @@ fn d07_a_handler_that_has_ended_is_not_queued_to() {
 }
 
 #[test]
-fn d08_an_empty_datagram_opens_a_session_and_is_received() {
+fn an_empty_datagram_opens_a_session_and_is_received() {
     let mut socket = Socket::default();
     let lane = socket.open(1, b"");
     assert_eq!(socket.recv(&lane), data(0));
@@ -132,7 +132,7 @@ fn d08_an_empty_datagram_opens_a_session_and_is_received() {
 }
 
 #[test]
-fn d09_u3_a_late_close_leaves_the_new_session_of_the_peer_alone() {
+fn a_late_close_leaves_the_new_session_of_the_peer_alone() {
     let mut socket = Socket::default();
     let old = socket.open(1, b"old");
     assert_eq!(socket.recv(&old), data(3));
@@ -158,7 +158,7 @@ fn d09_u3_a_late_close_leaves_the_new_session_of_the_peer_alone() {
 }
 
 #[test]
-fn d09_sessions_can_be_closed_when_the_socket_is_gone() {
+fn sessions_can_be_closed_when_the_socket_is_gone() {
     let mut socket = Socket::default();
     let lanes: Vec<_> = (0..100).map(|peer| socket.open(peer, b"x")).collect();
     let bell = Arc::new(Bell::default());
@@ -181,7 +181,7 @@ fn d09_sessions_can_be_closed_when_the_socket_is_gone() {
 }
 
 #[test]
-fn d10_a_datagram_of_nobody_is_counted() {
+fn a_datagram_of_nobody_is_counted() {
     let socket = Socket::default();
     socket.table.useless(DropReason::UnnamedPeer);
     assert_eq!(socket.stats.received(), 1);
@@ -190,7 +190,7 @@ fn d10_a_datagram_of_nobody_is_counted() {
 }
 
 #[test]
-fn d11_idle_time_has_full_resolution_and_data_comes_first() {
+fn idle_time_has_full_resolution_and_data_comes_first() {
     let mut socket = Socket::default();
     let lane = socket.open(1, b"x");
     assert_eq!(socket.recv(&lane), data(1));
@@ -210,7 +210,7 @@ fn d11_idle_time_has_full_resolution_and_data_comes_first() {
 }
 
 #[test]
-fn u5_sending_to_the_peer_keeps_the_session() {
+fn sending_to_the_peer_keeps_the_session() {
     let mut socket = Socket::default();
     let lane = socket.open(1, b"x");
     assert_eq!(socket.recv(&lane), data(1));

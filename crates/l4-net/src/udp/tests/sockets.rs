@@ -460,7 +460,7 @@ async fn a_socket_that_reports_icmp_errors_is_recognised() {
 }
 
 #[tokio::test]
-async fn u2_icmp_errors_end_neither_the_socket_nor_a_session() {
+async fn icmp_errors_end_neither_the_socket_nor_a_session() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     // Has the kernel report ICMP errors on an unconnected socket.
     sockopt::set(&socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1).unwrap();
@@ -703,7 +703,7 @@ async fn unixgram_addresses_are_named_as_in_logs() {
 }
 
 #[tokio::test]
-async fn d10_an_unnamed_unixgram_peer_is_dropped_and_counted() {
+async fn an_unnamed_unixgram_peer_is_dropped_and_counted() {
     let unix = Unixgram::echo();
     let nameless = unix.connect(UnixDatagram::unbound().unwrap());
     for _ in 0..3 {
