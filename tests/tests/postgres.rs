@@ -93,7 +93,7 @@ fn psql_connects_with_every_sslmode_and_trusts_just_whom_it_should() {
         json!({"postgres": {"listen": [format!("{ip}:5432")], "routes": [
             {"match": [{"postgres": {"tls": "enabled"}}], "handle": [
                 {"handler": "postgres_tls"},
-                {"handler": "tls", "connection_policies": [{"alpn": ["postgresql"]}]},
+                {"handler": "tls", "connection_policies": [{"alpn": ["postgresql"], "fallback_sni": "db.example"}]},
             ]},
             {"match": [{"postgres": {}}],
              "handle": [{"handler": "proxy", "upstreams": [{"dial": [format!("{ip}:15432")]}]}]},
@@ -133,7 +133,8 @@ fn psql_connects_with_every_sslmode_and_trusts_just_whom_it_should() {
         let said = psql(host, mode, root);
         assert!(said.is_err(), "{host} {mode} {root}: {said:?}");
     }
-    assert!(psql("other.example", "verify-ca", "authority").is_ok());
+    let said = psql("other.example", "verify-ca", "authority");
+    assert!(said.is_ok(), "{said:?}");
     // More than one round trip in each direction, and more than one record.
     let many = succeed(&format!(
         "PGSSLMODE=require psql 'host={ip} port=5432 user=tester dbname=postgres' --no-psqlrc -At \
