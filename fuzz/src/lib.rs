@@ -34,6 +34,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "proxy_tlv", run: proxy_tlv, seeds: &["crates/l4-proxy-protocol/testdata"] },
     Target { name: "socks4", run: socks4, seeds: &["crates/l4-socks/testdata"] },
     Target { name: "socks5", run: socks5, seeds: &["crates/l4-socks/testdata"] },
+    Target { name: "socks5_server", run: socks5_server, seeds: &["crates/l4-socks/testdata"] },
+    Target { name: "socks5_datagram", run: socks5_datagram, seeds: &["fuzz/corpus/socks5_datagram"] },
     Target { name: "xmpp", run: xmpp, seeds: &["crates/l4-xmpp/testdata"] },
     Target { name: "regexp", run: regexp, seeds: &["fuzz/corpus/regexp"] },
     Target { name: "config_json", run: config_json, seeds: &["examples", "fuzz/corpus/config_json"] },
@@ -177,6 +179,54 @@ fn socks5(data: &[u8]) {
     static MATCHERS: LazyLock<Vec<l4_socks::MatchSocks5>> =
         LazyLock::new(|| made(l4_socks::register, &["{}", r#"{"auth_methods": [0, 2]}"#]));
     matchers_are_monotone(&MATCHERS, data);
+}
+
+/// A server and a client that sends all at once, or in three pieces: both must come to the same.
+fn socks5_server(data: &[u8]) {
+    use l4_socks::server::{Credentials, Dialogue, Rules, Turn};
+
+    static RULES: LazyLock<[Rules; 2]> = LazyLock::new(|| {
+        use socks5_proto::Command::{Associate, Bind, Connect};
+        let credentials = Some(Credentials::new([("alice", "secret"), ("", "x")]));
+        let guarded = Rules { credentials, commands: vec![Connect] };
+        [guarded, Rules { credentials: None, commands: vec![Connect, Bind, Associate] }]
+    });
+    /// What was said and done, and how much was taken.
+    fn talk(rules: &Rules, data: &[u8], cuts: [usize; 3]) -> (Vec<u8>, String, usize) {
+        let mut dialogue = Dialogue::new(rules);
+        let (mut said, mut from) = (Vec::new(), 0);
+        for cut in cuts {
+            while let Some(turn) = dialogue.turn(&data[from..cut.max(from)]) {
+                match turn {
+                    Turn::Answer { taken, answer } => {
+                        said.extend(answer);
+                        from += taken;
+                    }
+                    Turn::Request { taken, request } => return (said, format!("{request:?}"), from + taken),
+                    Turn::Refuse { answer, why } => {
+                        said.extend(answer);
+                        return (said, why.to_string(), 0);
+                    }
+                }
+            }
+        }
+        (said, String::new(), from)
+    }
+    let cut = data.first().map_or(0, |byte| data.len() * usize::from(*byte) / 256);
+    for rules in RULES.iter() {
+        let whole = talk(rules, data, [data.len(); 3]);
+        assert!(whole.2 <= data.len());
+        assert_eq!(whole, talk(rules, data, [cut, data.len() / 2, data.len()]), "{cut}");
+        assert_eq!(whole, talk(rules, data, [data.len() / 3, data.len().saturating_sub(1), data.len()]));
+    }
+}
+
+/// A payload is what follows a header, and no header is a fragment's.
+fn socks5_datagram(data: &[u8]) {
+    if let Some(datagram) = l4_socks::server::Datagram::parse(data) {
+        assert!(data.ends_with(datagram.payload) && data[2] == 0);
+        assert_eq!(data.len() - datagram.payload.len(), 3 + datagram.to.serialized_len());
+    }
 }
 
 fn xmpp(data: &[u8]) {

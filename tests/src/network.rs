@@ -1,5 +1,6 @@
 //! A network of a test's own, for configurations whose addresses and ports are fixed.
 
+use std::path::Path;
 use std::process::Command;
 
 /// Says to the child that it is the one that runs the test.
@@ -35,4 +36,30 @@ pub fn apart(name: &str, addresses: &[&str]) -> bool {
     assert!(output.status.success(), "{said}\n{complained}");
     assert!(said.contains("1 passed"), "there is no test {name}: {said}");
     false
+}
+
+/// Two commands that make another machine, for tests that are [`apart`]: the first one this machine's end of a cable
+/// between them, with the address `ours`, the second one the machine with the address `theirs` and the command that
+/// it runs, again until it succeeds. What goes through the cable passes through a socket in `dir`.
+///
+/// A tunnel made by socat rather than a pair of virtual interfaces, which not every kernel has.
+pub fn machine(dir: &Path, ours: &str, theirs: &str, runs: &str) -> [Command; 2] {
+    let cable = dir.join("cable");
+    let cable = cable.display();
+    let mut end = Command::new("socat");
+    // Messages stay whole in a socket of type 5, SOCK_SEQPACKET.
+    end.args([
+        &format!("TUN:{ours}/24,up,iff-no-pi"),
+        &format!("UNIX-LISTEN:{cable},socktype=5"),
+    ]);
+    // The shell ends when it is told to, and then the kernel ends what it has started.
+    let bound = "setpriv --pdeathsig KILL";
+    let mut machine = Command::new("unshare");
+    machine.args(["--net", "sh", "-c"]);
+    machine.arg(format!(
+        "ip link set lo up
+         {bound} socat TUN:{theirs}/24,up,iff-no-pi UNIX-CONNECT:{cable},socktype=5,retry=100,interval=0.1 &
+         until {bound} {runs}; do sleep 0.1; done"
+    ));
+    [end, machine]
 }

@@ -482,6 +482,14 @@ fn tables() -> Vec<(&'static str, Value)> {
             json!({"handler": "respond", "none such": 1}),
         ),
         (
+            "layer4.handlers.socks5",
+            json!({"handler": "socks5", "none such": 1}),
+        ),
+        (
+            "layer4.handlers.postgres_tls",
+            json!({"handler": "postgres_tls", "none such": 1}),
+        ),
+        (
             "layer4.matchers.remote_ip",
             json!({"remote_ip": {"none such": 1}}),
         ),

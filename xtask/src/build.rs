@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::features;
 use crate::shell::{self, cargo};
+use crate::{features, licence};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -47,9 +47,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "--profile",
         &args.profile,
     ]);
-    if !args.with.is_empty() {
-        command.args(["--no-default-features", "--features", &args.with.join(",")]);
-    }
+    let with = args.with.join(",");
+    let choice: &[&str] = match args.with.is_empty() {
+        true => &[],
+        false => &["--no-default-features", "--features", &with],
+    };
+    command.args(choice);
     if let Some(target) = &args.target {
         command.args(["--target", target]);
     }
@@ -76,6 +79,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         },
         started.elapsed().as_secs_f64(),
     );
+    match licence::copyleft(choice)?.as_slice() {
+        [] => eprintln!("licence: MIT OR Apache-2.0"),
+        packages => eprintln!(
+            "licence: GPL-3.0-or-later, because of {}; --with permissive leaves that out",
+            packages.join(", ")
+        ),
+    }
     Ok(())
 }
 

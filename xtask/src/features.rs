@@ -3,10 +3,13 @@
 use anyhow::{Context as _, Result};
 use cargo_metadata::{Metadata, MetadataCommand};
 
+use crate::licence;
 use crate::shell::{self, cargo, root};
 
-/// Checks `conncept` with no feature, each alone and all; then every library crate on its own.
+/// Checks `conncept` with no feature, each alone and all; then every library crate on its own. And that the feature
+/// `permissive` is permissive.
 pub(crate) fn run() -> Result<()> {
+    licence::check()?;
     let metadata = metadata()?;
     let mut choices = vec![String::new()];
     choices.extend(names(&metadata)?);

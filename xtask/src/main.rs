@@ -8,6 +8,7 @@ mod ci;
 mod deps;
 mod features;
 mod fuzz;
+mod licence;
 mod shell;
 
 use std::process::ExitCode;

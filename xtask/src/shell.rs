@@ -41,6 +41,18 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// What `command` prints; an error if it fails.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {}", shown(command)))?;
+    if !output.status.success() {
+        bail!("{} ended with {}", shown(command), output.status);
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
 /// Runs a named step and says how long it took.
 pub(crate) fn step(name: &str, task: impl FnOnce() -> Result<()>) -> Result<()> {
     eprintln!("\n== {name}");

@@ -17,8 +17,10 @@ pub fn builtin(reg: &mut Registry) {
     l4_proxy_protocol::register(reg);
     #[cfg(feature = "socks4")]
     l4_socks::register_socks4(reg);
-    #[cfg(feature = "socks5")]
+    #[cfg(feature = "socks5_matcher")]
     l4_socks::register_socks5(reg);
+    #[cfg(feature = "socks5")]
+    l4_socks::register_server(reg);
     #[cfg(feature = "xmpp")]
     l4_xmpp::register(reg);
     #[cfg(feature = "proxy")]
@@ -98,7 +100,7 @@ const FAMILIES: &[Family] = &[
         feature: "postgres",
         built: cfg!(feature = "postgres"),
         copyleft: false,
-        modules: &[(MATCHERS, "postgres")],
+        modules: &[(MATCHERS, "postgres"), (HANDLERS, "postgres_tls")],
     },
     Family {
         feature: "proxy_protocol",
@@ -118,10 +120,17 @@ const FAMILIES: &[Family] = &[
         modules: &[(MATCHERS, "socks4")],
     },
     Family {
-        feature: "socks5",
-        built: cfg!(feature = "socks5"),
+        feature: "socks5_matcher",
+        built: cfg!(feature = "socks5_matcher"),
         copyleft: false,
         modules: &[(MATCHERS, "socks5")],
+    },
+    Family {
+        feature: "socks5",
+        built: cfg!(feature = "socks5"),
+        // By socks5-proto.
+        copyleft: true,
+        modules: &[(HANDLERS, "socks5")],
     },
     Family {
         feature: "xmpp",
@@ -233,6 +242,15 @@ mod tests {
         ] {
             assert!(said.contains(part), "{part}: {said}");
         }
+    }
+
+    #[test]
+    fn the_licence_of_this_build_follows_from_its_features() {
+        let expected = match cfg!(feature = "socks5") {
+            true => "GPL-3.0-or-later",
+            false => "MIT OR Apache-2.0",
+        };
+        assert_eq!(licence(), expected);
     }
 
     #[test]

@@ -76,6 +76,12 @@ impl Connection {
         self.0.local()
     }
 
+    /// The local address of the socket itself, which a PROXY header does not change: where something can be bound that
+    /// the peer is to reach.
+    pub fn own_local(&self) -> &Addr {
+        self.0.own_local()
+    }
+
     /// Sets the effective addresses, as an accepted PROXY header does.
     pub fn set_addresses(&mut self, remote: Addr, local: Addr) {
         self.0.meta.remote = remote;
