@@ -174,11 +174,13 @@ mod tests {
         assert_eq!(reg.conflicts(), &[] as &[String]);
         let top_level = |id: &str| {
             !id.contains('.')
-                || [MATCHERS, HANDLERS, PREAMBLES, TRANSPORTS].iter().any(|ns| {
-                    id.strip_prefix(ns)
-                        .and_then(|name| name.strip_prefix('.'))
-                        .is_some()
-                })
+                || [MATCHERS, HANDLERS, PREAMBLES, TRANSPORTS]
+                    .iter()
+                    .any(|ns| {
+                        id.strip_prefix(ns)
+                            .and_then(|name| name.strip_prefix('.'))
+                            .is_some()
+                    })
         };
         let present: BTreeSet<String> = reg
             .modules()

@@ -288,9 +288,9 @@ mod tests {
     #[test]
     fn handlers_that_check_otherwise_have_a_health_of_their_own() {
         let state = PeerState::default();
-        let first = state.health(Active::falling_after(3));
-        let same = state.health(Active::falling_after(3));
-        let other = state.health(Active::falling_after(2));
+        let first = state.health(Active::falling_after(3), &Fixed::default());
+        let same = state.health(Active::falling_after(3), &Fixed::default());
+        let other = state.health(Active::falling_after(2), &Fixed::default());
         assert!(Arc::ptr_eq(&first, &same) && !Arc::ptr_eq(&first, &other));
     }
 
