@@ -728,12 +728,11 @@ impl Spare {
 }
 
 /// A session takes a descriptor when it is proxied, so a flood of forged senders could take those that connections need:
-/// one socket gets no more sessions than there may be connections, which is at most half of the descriptors.
+/// the sessions of all sockets are counted together with the connections.
 fn datagram_limits(connections: &ConnectionLimit) -> Limits {
-    let limits = Limits::default();
     Limits {
-        sessions: limits.sessions.min(connections.max()),
-        ..limits
+        process: Some(connections.clone()),
+        ..Limits::default()
     }
 }
 
