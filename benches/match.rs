@@ -199,7 +199,7 @@ const MATCHERS: &[(&str, Case, Case)] = &[
             TLS,
         ),
     ),
-    // By the first request. All but the last two are of 166 bytes with seven fields.
+    // By the first request. All but the last two are of 165 bytes with six fields.
     (
         "http host",
         (r#"{"http": [{"host": ["www.example.com"]}]}"#, REQUEST),
