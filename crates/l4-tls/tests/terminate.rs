@@ -607,7 +607,7 @@ impl HandlerModule for Break {
 }
 
 impl AsyncHandler for Break {
-    async fn handle(&self, mut conn: Connection, _: Rest<'_>) -> l4_core::Result<Flow> {
+    async fn handle(&self, mut conn: Connection, _: Rest<'_>) -> Result<Flow> {
         conn.send(b"half an ans").await?;
         conn.flush().await?;
         conn.receive(&mut [0; 16]).await?;

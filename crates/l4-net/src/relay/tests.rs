@@ -298,7 +298,7 @@ async fn an_upstream_connection_that_lasts_is_probed() {
     let upstream = Transport::new(Io::Tcp(dialled), None);
     let relaying = tokio::spawn(relay(layer(ours).0, [upstream], NO_LIMITS));
     while !same.keepalive().unwrap() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        sleep(Duration::from_millis(50)).await;
     }
     drop((listener, client));
     relaying.abort();
@@ -364,7 +364,7 @@ async fn a_client_that_breaks_after_its_end_is_noticed_while_the_upstream_is_sil
     server.read_to_end(&mut question).await.unwrap();
     assert_eq!(question, b"question");
     // Longer than it takes to look: a client that just waits is left alone.
-    tokio::time::sleep(3 * LOOKOUT).await;
+    sleep(3 * LOOKOUT).await;
     assert!(!relaying.is_finished());
     client.set_zero_linger().unwrap();
     drop(client);
@@ -411,7 +411,7 @@ async fn a_slow_reader_holds_back_a_fast_sender() {
     let mut last = u64::MAX;
     while record.bytes_read() != last {
         last = record.bytes_read();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(100)).await;
     }
     assert!(last < 32 * 1024 * 1024, "{last}");
     drop(server);
@@ -441,7 +441,7 @@ async fn silence_ends_a_connection_with_an_idle_limit_and_traffic_keeps_it() {
     let (theirs, mut server) = tokio::io::duplex(64);
     let relaying = tokio::spawn(relay(layer(ours).0, [layer(theirs).0], limits));
     for _ in 0..5 {
-        tokio::time::sleep(Duration::from_secs(9)).await;
+        sleep(Duration::from_secs(9)).await;
         assert!(!relaying.is_finished());
         client.write_all(b"x").await.unwrap();
         server.read_exact(&mut [0]).await.unwrap();
@@ -601,11 +601,11 @@ async fn the_end_of_a_client_is_seen_when_its_upload_was_refused_before_the_answ
     // The client is slow to read, so the upstream's end is not seen yet when the upload runs into it.
     tokio::task::yield_now().await;
     client.write_all(b"upload").await.unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    sleep(Duration::from_secs(1)).await;
     let mut answer = Vec::new();
     client.read_to_end(&mut answer).await.unwrap();
     assert_eq!(answer, [7; 200]);
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    sleep(Duration::from_secs(1)).await;
     drop(client);
     let relayed = tokio::time::timeout(Duration::from_secs(60), relaying).await;
     assert_eq!(relayed.unwrap().unwrap().reason, EndReason::Completed);
