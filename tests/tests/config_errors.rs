@@ -6,7 +6,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 
-use e2e::{Finished, config, loopback, responder, run, run_with};
+use e2e::{Conncept, Finished, config, echo, loopback, responder, run, run_with};
 use serde_json::json;
 
 /// A refusal that is expected.
@@ -330,6 +330,29 @@ fn ports_in_use_are_refused_with_who_has_them() {
         says: &["192.0.2.1 is not an address of this machine"],
     }
     .check();
+}
+
+#[test]
+fn a_second_process_of_this_program_does_not_share_a_port() {
+    let ip = loopback();
+    let _first = Conncept::serving(&config(json!({
+        "tcp": echo(&format!("{ip}:80")),
+        "udp": echo(&format!("udp/{ip}:53")),
+    })));
+    for address in [format!("{ip}:80"), format!("udp/{ip}:53")] {
+        let quoted = format!("\"{address}\"");
+        Refusal {
+            text: &with_server(&format!("{{\"listen\": [{quoted}]}}")),
+            at: &quoted,
+            pointer: "/apps/layer4/servers/a/listen/0",
+            says: &[
+                "cannot listen on",
+                &address,
+                "is already in use by conncept",
+            ],
+        }
+        .check();
+    }
 }
 
 #[test]

@@ -379,6 +379,32 @@ fn watching_follows_the_file_over_broken_and_missing_versions() {
     assert_eq!(ask((ip, 80), b""), "three");
 }
 
+#[test]
+fn watching_gets_a_port_once_it_is_free_and_complains_once() {
+    let ip = loopback();
+    let taken = TcpListener::bind((ip, 443)).unwrap();
+    let conncept = Conncept::serving_with(
+        &config(json!({"a": responder(&format!("{ip}:80"), "one")})),
+        &["--watch"],
+    );
+    let before = conncept.log_count();
+    let both = config(json!({
+        "a": responder(&format!("{ip}:80"), "two"),
+        "b": responder(&format!("{ip}:443"), "free now"),
+    }));
+    fs::write(conncept.config_file(), both.to_string()).unwrap();
+    assert_eq!(conncept.reloaded_after(before), Reload::Refused);
+    let said = conncept.log_count();
+    // Long enough for one more try.
+    pause(Duration::from_millis(2500));
+    assert_eq!(conncept.log_count(), said, "{:?}", conncept.logs());
+    assert_eq!(ask((ip, 80), b""), "one");
+    drop(taken);
+    assert_eq!(conncept.reloaded_after(said), Reload::Done);
+    assert_eq!(ask((ip, 80), b""), "two");
+    assert_eq!(ask((ip, 443), b""), "free now");
+}
+
 /// What the clients of the test below have seen.
 #[derive(Default)]
 struct Tally {

@@ -52,6 +52,30 @@ pub(crate) enum Outcome {
     Loaded,
 }
 
+/// Why a configuration was not loaded.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// Everything that is wrong with it.
+    pub(crate) errors: Errors,
+    /// Only ports that somebody else has are in the way: the same text may load later.
+    pub(crate) only_ports: bool,
+}
+
+impl From<Errors> for Refused {
+    fn from(errors: Errors) -> Self {
+        Self {
+            errors,
+            only_ports: false,
+        }
+    }
+}
+
+impl From<Refused> for Errors {
+    fn from(refused: Refused) -> Self {
+        refused.errors
+    }
+}
+
 impl Instance {
     pub(crate) fn new(registry: Arc<Registry>) -> Self {
         Self {
@@ -69,7 +93,7 @@ impl Instance {
     ///
     /// # Errors
     /// Everything that is wrong with it; the current configuration runs on untouched.
-    pub(crate) async fn load(&mut self, text: Text, force: bool) -> Result<Outcome, Errors> {
+    pub(crate) async fn load(&mut self, text: Text, force: bool) -> Result<Outcome, Refused> {
         let current = self
             .current
             .as_ref()
@@ -80,7 +104,10 @@ impl Instance {
         let provisioned =
             tokio::task::spawn_blocking(move || provision(&text, &registry, current.as_deref()));
         let provisioned = provisioned.await.unwrap_or_else(|bug| {
-            Err(ConfigError::without_place(name, format!("bug while loading: {bug}")).into())
+            Err(Errors::from(ConfigError::without_place(
+                name,
+                format!("bug while loading: {bug}"),
+            )))
         });
         let Some(Provisioned {
             document,
@@ -94,7 +121,12 @@ impl Instance {
             let errors = failures
                 .iter()
                 .map(|failure| bind_error(&document, failure));
-            Errors::from(errors.collect::<Vec<_>>())
+            Refused {
+                errors: Errors::from(errors.collect::<Vec<_>>()),
+                only_ports: failures
+                    .iter()
+                    .all(|failure| matches!(failure.reason(), ListenError::InUse { .. })),
+            }
         })?;
         let before = self.pool.addresses();
         staged.commit();

@@ -40,4 +40,12 @@ impl<T> Parsed<T> {
 pub trait Fact: Sized + Send + Sync + 'static {
     /// Parses the unread bytes, from the first. Pure, total, prefix-monotone.
     fn parse(bytes: &[u8]) -> Parsed<Self>;
+
+    /// What [`parse`](Self::parse) says of `bytes`, whose first `seen` it found too few before. For parsers that can tell
+    /// from the new bytes alone, mostly, that they are still too few: a sender of single bytes costs one parse each
+    /// otherwise.
+    fn parse_on(bytes: &[u8], seen: usize) -> Parsed<Self> {
+        let _ = seen;
+        Self::parse(bytes)
+    }
 }

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::Generation;
 use crate::config::suggest::closest;
 use crate::config::{
-    At, ConfigError, Document, GoDuration, ModuleMap, Node, Value, decode, decode_sound,
+    At, ConfigError, Document, GoDuration, IpRanges, ModuleMap, Node, Value, decode, decode_sound,
 };
 use crate::placeholder::{self, Template};
 use crate::registry::{AppModule, Apps, Kind, Registry, module_id};
@@ -280,6 +280,27 @@ impl<'a> Provision<'a> {
     /// The text has too many open braces.
     pub fn expand_known(&mut self, text: &At<String>) -> Result<String, Rejected> {
         placeholder::expand_known(text).map_err(|error| self.reject(text.node(), error.to_string()))
+    }
+
+    /// Reads addresses and prefixes, after filling in their placeholders as [`expand_load`](Self::expand_load) does.
+    ///
+    /// # Errors
+    /// Every faulty entry was reported where it stands.
+    pub fn ip_ranges(&mut self, entries: &[At<String>]) -> Result<IpRanges, Rejected> {
+        let texts = self.all(entries, |cx, entry| {
+            let text = cx.expand_load(entry)?;
+            // One by one, so that none hides the others.
+            match IpRanges::parse([text.as_str()]) {
+                Ok(_) => Ok(text),
+                Err((_, why)) => Err(cx.reject_help(
+                    entry.node(),
+                    why,
+                    "write an address or a prefix, such as \"192.0.2.1\" or \"10.0.0.0/8\"",
+                )),
+            }
+        })?;
+        IpRanges::parse(texts.iter().map(String::as_str))
+            .map_err(|(_, why)| self.reject(self.node, why))
     }
 
     /// Builds the module `name` of a namespace from the value at `node`.

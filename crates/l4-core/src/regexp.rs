@@ -73,6 +73,11 @@ impl Expression {
         })
     }
 
+    /// The pattern as the engine was given it, in the dialect of the crate `regex`.
+    pub fn translated(&self) -> &str {
+        self.regex.as_str()
+    }
+
     /// Whether some part of `text` matches. Takes no memory but for the engine's cache, which soon is full.
     pub fn is_match(&self, text: &str) -> bool {
         self.regex.is_match(text)
@@ -187,6 +192,25 @@ impl RegexpError {
             }
         }
     }
+}
+
+/// Fills in the placeholders of a pattern. A repetition such as `{2,5}` looks like one and would silently vanish, so
+/// that is a warning.
+///
+/// # Errors
+/// The pattern has too many open braces.
+pub fn expand_pattern(pattern: &At<String>, cx: &mut Provision<'_>) -> Result<String, Rejected> {
+    let expanded = cx.expand_load(pattern)?;
+    if cx.expand_known(pattern)? != expanded {
+        cx.warn(
+            pattern.node(),
+            format!(
+                "{{…}} is a placeholder, and one that is unknown here is left out: the pattern \
+                 becomes {expanded:?}; for a repetition write \\{{2,5\\}}"
+            ),
+        );
+    }
+    Ok(expanded)
 }
 
 /// Bytes as the text that expressions are matched against: every byte that is not part of valid UTF-8 is one U+FFFD.

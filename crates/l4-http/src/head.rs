@@ -2,7 +2,7 @@
 //!
 //! The request line is read octet by octet so that everything that is not HTTP is refused at its first foreign octet.
 //! Fields are left to `httparse`. Nothing is kept between calls: a head that arrives in pieces is read again from its
-//! start, which is cheap next to receiving the pieces.
+//! start, unless [`goes_on`] finds that the new piece cannot decide anything.
 
 use httparse::{EMPTY_HEADER, Header, Status};
 use l4_core::Parsed;
@@ -178,6 +178,50 @@ fn end(bytes: &[u8]) -> Option<usize> {
 
 fn is_fold(pair: &[u8]) -> bool {
     matches!(pair, [b'\n', b' ' | b'\t'])
+}
+
+/// Whether a head of which `bytes[..seen]` were sound and not all is that still after all of `bytes`. False if it takes a
+/// parse to tell: at the end of the request line, at an empty or continued line, at whatever is malformed.
+pub(crate) fn goes_on(bytes: &[u8], seen: usize) -> bool {
+    let (before, new) = bytes.split_at(seen.min(bytes.len()));
+    let Some(line_end) = before.iter().rposition(|&b| b == b'\n') else {
+        // In a target that is not of one of the rarer forms any visible octet goes on with it.
+        let mut parts = before.splitn(3, |&b| b == b' ');
+        let (_, target, rest) = (parts.next(), parts.next(), parts.next());
+        return rest.is_none()
+            && target.is_some_and(|target| target.starts_with(b"/"))
+            && new.iter().all(|b| matches!(b, 0x21..=0x7e | 0x80..));
+    };
+    let line = before.get(line_end + 1..).unwrap_or_default();
+    let mut place = match (line.first(), line.last()) {
+        (None, _) => Place::Start,
+        (Some(b'\r'), _) => return false,
+        (_, Some(b'\r')) => Place::CarriageReturn,
+        (Some(b' ' | b'\t'), _) => Place::Value,
+        _ if line.contains(&b':') => Place::Value,
+        _ => Place::Name,
+    };
+    for &byte in new {
+        place = match (place, byte) {
+            (Place::Start | Place::Name, byte) if is_token(byte) => Place::Name,
+            (Place::Name, b':') => Place::Value,
+            (Place::Value, b'\t' | b' '..=0x7e | 0x80..) => Place::Value,
+            (Place::Value, b'\r') => Place::CarriageReturn,
+            (Place::Value | Place::CarriageReturn, b'\n') => Place::Start,
+            _ => return false,
+        };
+    }
+    true
+}
+
+/// Where in a field line the last octet was.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Behind a line end.
+    Start,
+    Name,
+    Value,
+    CarriageReturn,
 }
 
 /// Replaces the line end and the space around it by one space wherever a value goes on in the next line.
@@ -379,6 +423,27 @@ mod tests {
             read("GET / HTTP/1.1\r\n A: b\r\n c\r\n\r\n"),
             Parsed::Not,
             "nothing to join it to"
+        );
+    }
+
+    #[test]
+    fn a_head_that_comes_octet_by_octet_is_seldom_read_again() {
+        let again = |head: &str| {
+            let goes_on = |seen: &usize| goes_on(&head.as_bytes()[..=*seen], *seen);
+            (0..head.len()).filter(|seen| !goes_on(seen)).count()
+        };
+        let path = "/".repeat(8000);
+        let many = "A: b\r\n".repeat(1000);
+        let long = "c".repeat(8000);
+        let head = format!("GET {path} HTTP/1.1\r\n{many}Long: {long}\n{many}\r\n");
+        assert_eq!(
+            again(&head),
+            "GET /".len() + " HTTP/1.1\r\n".len() + "\r\n".len()
+        );
+        // Once at the beginning of each continued line.
+        assert_eq!(
+            again("GET / HTTP/1.1\r\nA: b\r\n c\r\n\td\r\n") - again("GET / HTTP/1.1\r\n"),
+            2
         );
     }
 

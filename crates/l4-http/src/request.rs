@@ -120,6 +120,14 @@ impl Fact for HttpHead {
         }
         parse_h1(bytes)
     }
+
+    fn parse_on(bytes: &[u8], seen: usize) -> Parsed<Self> {
+        // Frames are no lines.
+        if !bytes.starts_with(h2::PREFACE_HEAD) && head::goes_on(bytes, seen) {
+            return Parsed::More(1);
+        }
+        Self::parse(bytes)
+    }
 }
 
 fn parse_h1(bytes: &[u8]) -> Parsed<HttpHead> {
@@ -416,6 +424,11 @@ mod tests {
         let parsed = |n: usize| HttpHead::parse(&bytes[..n]).map(|head| summary(&head));
         let mut wish = 0;
         for n in 0..=bytes.len() {
+            // All before it were too few.
+            for seen in [n.saturating_sub(1), n / 2] {
+                let on = HttpHead::parse_on(&bytes[..n], seen).map(|head| summary(&head));
+                assert_eq!(on, parsed(n), "after {n} bytes, {seen} of them seen before");
+            }
             match parsed(n) {
                 Parsed::More(more) => {
                     assert!(more > 0);

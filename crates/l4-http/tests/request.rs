@@ -197,6 +197,33 @@ fn paths_are_cleaned_before_an_expression_sees_them() {
 }
 
 #[test]
+fn expressions_have_the_syntax_of_re2() {
+    for (pattern, target, expected) in [
+        // ASCII classes, which a digit or letter of another script is not in.
+        (r"^/\\d$", "/%d9%a3", false),
+        (r"^/\\D$", "/%d9%a3", true),
+        (r"^/\\w", "/%c3%a9", false),
+        // Not an intersection, and not a repetition.
+        ("^/[a&&b]+$", "/a&b", true),
+        ("^/a{,2}$", "/a{,2}", true),
+        (r"^/\\Qa.b\\E$", "/a.b", true),
+    ] {
+        for members in [
+            format!(r#""path_regexp": {{"pattern": "{pattern}"}}"#),
+            format!(
+                r#""vars_regexp": {{"{{http.request.uri.path}}": {{"pattern": "{pattern}"}}}}"#
+            ),
+        ] {
+            assert_eq!(asks(&members, target, ""), expected, "{members} {target}");
+        }
+    }
+    let fields = "X-A: \u{663}\r\n";
+    let members = |class| format!(r#""header_regexp": {{"X-A": {{"pattern": "^\\{class}$"}}}}"#);
+    assert!(!asks(&members("d"), "/", fields));
+    assert!(asks(&members("D"), "/", fields));
+}
+
+#[test]
 fn queries_match_by_every_key_and_some_value() {
     for (query, target, expected) in [
         (r#""a": ["1"]"#, "/?a=1", true),

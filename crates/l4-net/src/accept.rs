@@ -120,7 +120,7 @@ impl StreamListener {
 
     async fn last_call(&self) {
         let end = Instant::now() + LAST_CALL;
-        for _ in 0..LAST_CALL_CONNECTIONS {
+        for accepted in 1..=LAST_CALL_CONNECTIONS {
             let Ok(permit) = timeout_at(end, self.limit.acquire()).await else {
                 return;
             };
@@ -128,6 +128,13 @@ impl StreamListener {
                 Ok((socket, peer)) => self.serve(socket, &peer, permit),
                 Err(error) if concerns_one_connection(&error) => {}
                 Err(_) => return,
+            }
+            if accepted % BURST == 0 {
+                tokio::task::yield_now().await;
+                // A permit that is there is given after the end, too.
+                if Instant::now() >= end {
+                    return;
+                }
             }
         }
     }
@@ -245,6 +252,8 @@ impl Trouble {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dial::SystemResolver;
+    use crate::listener::{Endpoint, Sharing};
 
     #[tokio::test(start_paused = true)]
     async fn pauses_grow_to_a_second_and_start_anew_after_a_success() {
@@ -256,6 +265,40 @@ mod tests {
         assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
         trouble.passed(&Addr::UNNAMED);
         assert_eq!(trouble.pause(&error, &Addr::UNNAMED).as_millis(), 10);
+    }
+
+    #[tokio::test]
+    async fn others_have_their_turn_while_a_listener_that_leaves_empties_its_queue() {
+        use std::sync::atomic::{AtomicU32, Ordering};
+
+        let limit = ConnectionLimit::new(10_000);
+        let address: l4_core::config::Address = "127.0.0.1:0".parse().unwrap();
+        let endpoint = Endpoint::of(&address, &SystemResolver).await.unwrap();
+        let (_, bound) = endpoint.open(&address, Sharing::Nobody).unwrap();
+        let to = bound.actual.socket().unwrap();
+        let listener = StreamListener::new(bound, Arc::default(), limit).unwrap();
+        let waiting = 10 * BURST;
+        let clients: Vec<_> = (0..waiting)
+            .map(|_| std::net::TcpStream::connect(to).unwrap())
+            .collect();
+        let turns = Arc::new(AtomicU32::new(0));
+        let counting = turns.clone();
+        let other = tokio::spawn(async move {
+            loop {
+                counting.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        let stop = CancellationToken::new();
+        stop.cancel();
+        listener.run(stop).await;
+        other.abort();
+        // Without a server each was accepted and closed.
+        for mut client in clients {
+            assert_eq!(io::Read::read(&mut client, &mut [0]).unwrap(), 0);
+        }
+        let turns = turns.load(Ordering::Relaxed);
+        assert!(turns >= waiting / BURST, "{turns} turns");
     }
 
     #[test]

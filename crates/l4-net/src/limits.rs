@@ -2,9 +2,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tracing::warn;
 
 /// Descriptors kept for everything that is not a connection: listeners, logs, certificates, name lookups.
@@ -14,22 +14,37 @@ const RESERVED: usize = 256;
 ///
 /// A listener asks before it accepts. What is over the limit therefore waits in the kernel's queue, where it costs
 /// nothing here, and is served when another connection ends.
+///
+/// The datagram sessions of all sockets draw on the same descriptors: one for a session, two for a connection. They get
+/// half of them at most, because the addresses that open sessions can be forged, and those that connections need must
+/// not be used up by a flood.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimit {
     max: usize,
-    permits: Arc<Semaphore>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Two for a connection, one for a session.
+    descriptors: Semaphore,
+    sessions: AtomicUsize,
     /// The limit was reached, this was logged, and there has not been much room since.
-    reached: Arc<AtomicBool>,
+    reached: AtomicBool,
 }
 
 impl ConnectionLimit {
     /// At most `max` connections, at least one.
     pub fn new(max: usize) -> Self {
-        let max = max.clamp(1, Semaphore::MAX_PERMITS);
+        let max = max.clamp(1, Semaphore::MAX_PERMITS / 2);
+        let shared = Shared {
+            descriptors: Semaphore::new(2 * max),
+            sessions: AtomicUsize::new(0),
+            reached: AtomicBool::new(false),
+        };
         Self {
             max,
-            permits: Arc::new(Semaphore::new(max)),
-            reached: Arc::default(),
+            shared: Arc::new(shared),
         }
     }
 
@@ -46,36 +61,75 @@ impl ConnectionLimit {
 
     /// How many connections there are.
     pub fn in_use(&self) -> usize {
-        self.max.saturating_sub(self.permits.available_permits())
+        let taken = 2 * self.max - self.shared.descriptors.available_permits();
+        taken.saturating_sub(self.sessions()) / 2
+    }
+
+    /// How many datagram sessions there are, on all sockets.
+    pub fn sessions(&self) -> usize {
+        self.shared.sessions.load(Ordering::Relaxed)
     }
 
     /// Waits until there is room for one more. Cancel safe.
     pub(crate) async fn acquire(&self) -> Permit {
-        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
-            if self.reached.load(Ordering::Relaxed) && self.in_use() < self.max - self.max / 10 {
-                self.reached.store(false, Ordering::Relaxed);
+        let shared = &self.shared;
+        if let Ok(permit) = shared.descriptors.try_acquire_many(2) {
+            permit.forget();
+            let room = shared.descriptors.available_permits();
+            if shared.reached.load(Ordering::Relaxed) && room > self.max / 5 {
+                shared.reached.store(false, Ordering::Relaxed);
             }
-            return Permit {
-                _held: Some(permit),
-            };
+            return Permit(shared.clone());
         }
-        if !self.reached.swap(true, Ordering::Relaxed) {
+        if !shared.reached.swap(true, Ordering::Relaxed) {
             warn!(
                 limit = self.max,
                 "connection limit reached: new connections wait in the kernel until others end"
             );
         }
         // Never closed, so always granted.
-        Permit {
-            _held: self.permits.clone().acquire_owned().await.ok(),
+        if let Ok(permit) = shared.descriptors.acquire_many(2).await {
+            permit.forget();
         }
+        Permit(shared.clone())
+    }
+
+    /// Room for one more datagram session, if there is any now.
+    pub(crate) fn session(&self) -> Option<SessionPermit> {
+        let shared = &self.shared;
+        let counted =
+            (shared.sessions).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |sessions| {
+                (sessions < self.max).then_some(sessions + 1)
+            });
+        counted.ok()?;
+        let Ok(permit) = shared.descriptors.try_acquire() else {
+            shared.sessions.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        };
+        permit.forget();
+        Some(SessionPermit(shared.clone()))
     }
 }
 
 /// The right to one connection, until dropped.
 #[derive(Debug)]
-pub(crate) struct Permit {
-    _held: Option<OwnedSemaphorePermit>,
+pub(crate) struct Permit(Arc<Shared>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.descriptors.add_permits(2);
+    }
+}
+
+/// The right to one datagram session, until dropped.
+#[derive(Debug)]
+pub(crate) struct SessionPermit(Arc<Shared>);
+
+impl Drop for SessionPermit {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.0.descriptors.add_permits(1);
+    }
 }
 
 /// How many connections fit into `descriptors`.
@@ -139,7 +193,7 @@ mod tests {
         assert_eq!(ConnectionLimit::new(connections_for(0)).max(), 1);
         assert_eq!(
             ConnectionLimit::new(usize::MAX).max(),
-            Semaphore::MAX_PERMITS
+            Semaphore::MAX_PERMITS / 2
         );
     }
 
@@ -164,5 +218,27 @@ mod tests {
         assert_eq!(limit.in_use(), 2);
         drop((second, third));
         assert_eq!(limit.in_use(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_take_half_of_the_descriptors_at_most_and_none_that_connections_have() {
+        let limit = ConnectionLimit::new(4);
+        let mut sessions: Vec<_> = (0..4).map(|_| limit.session().unwrap()).collect();
+        assert!(limit.session().is_none());
+        assert_eq!((limit.sessions(), limit.in_use()), (4, 0));
+        // The other half is for connections.
+        let connections = [limit.acquire().await, limit.acquire().await];
+        let wait = Duration::from_secs(1);
+        assert!(tokio::time::timeout(wait, limit.acquire()).await.is_err());
+        // One session less is not room enough for a connection, two are.
+        sessions.pop();
+        assert!(tokio::time::timeout(wait, limit.acquire()).await.is_err());
+        sessions.pop();
+        let third = tokio::time::timeout(wait, limit.acquire()).await.unwrap();
+        assert_eq!((limit.sessions(), limit.in_use()), (2, 3));
+        assert!(limit.session().is_none());
+        drop((connections, third, sessions));
+        assert_eq!((limit.sessions(), limit.in_use()), (0, 0));
+        assert_eq!(limit.shared.descriptors.available_permits(), 8);
     }
 }

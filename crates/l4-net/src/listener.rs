@@ -157,6 +157,7 @@ impl Endpoint {
     pub(crate) fn open(
         &self,
         address: &Address,
+        sharing: Sharing,
     ) -> Result<(Option<SocketFile>, Bound), ListenError> {
         let bound = match self {
             Self::Unix { socket, path } => return open_unix(*socket, path, address),
@@ -166,11 +167,11 @@ impl Endpoint {
                 address,
                 dual,
             } => {
-                match open_ip(*datagrams, *address, *dual) {
+                match open_ip(*datagrams, *address, *dual, sharing) {
                     // There is IPv6, but no address of it: it was turned off.
                     Err(ListenError::NotAvailable { .. }) if *dual => {
                         let everywhere = (Ipv4Addr::UNSPECIFIED, address.port()).into();
-                        open_ip(*datagrams, everywhere, false)
+                        open_ip(*datagrams, everywhere, false, sharing)
                     }
                     opened => opened,
                 }
@@ -178,6 +179,18 @@ impl Endpoint {
         };
         Ok((None, bound?))
     }
+}
+
+/// Who else may have a socket for the same port and an address that overlaps, such as `0.0.0.0` and `127.0.0.1`.
+///
+/// The kernel lets sockets share a port if all of them have `SO_REUSEPORT`, and then gives each a part of the
+/// connections. So a socket is bound without it, and only given it then: another process that listens there, be it another
+/// of this program, is noticed, and this process can still open what overlaps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    Nobody,
+    /// This process has a socket that overlaps: one that a reload is about to close, or a more or less specific one.
+    OwnSockets,
 }
 
 /// A socket that is listened on.
@@ -334,7 +347,12 @@ fn doing(doing: &'static str) -> impl FnOnce(io::Error) -> ListenError {
     move |source| ListenError::System { doing, source }
 }
 
-fn open_ip(datagrams: bool, address: SocketAddr, dual: bool) -> Result<Bound, ListenError> {
+fn open_ip(
+    datagrams: bool,
+    address: SocketAddr,
+    dual: bool,
+    sharing: Sharing,
+) -> Result<Bound, ListenError> {
     let failed = |error| ip_error(error, address, datagrams, first_free_port());
     let kind = if datagrams { Type::DGRAM } else { Type::STREAM };
     let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), None)
@@ -354,9 +372,7 @@ fn open_ip(datagrams: bool, address: SocketAddr, dual: bool) -> Result<Bound, Li
             .set_reuse_address(true)
             .map_err(doing("allowing the address to be reused"))?;
     }
-    // For UDP the kernel may choose a port that another sharing socket of this user has; nobody shares a port that
-    // nobody knows beforehand.
-    if !(datagrams && address.port() == 0) {
+    if sharing == Sharing::OwnSockets {
         not_fatal("SO_REUSEPORT", address, socket.set_reuse_port(true));
     }
     if !datagrams {
@@ -367,6 +383,10 @@ fn open_ip(datagrams: bool, address: SocketAddr, dual: bool) -> Result<Bound, Li
         );
     }
     socket.bind(&address.into()).map_err(failed)?;
+    // Nobody shares a port that the kernel chose and nobody knew beforehand.
+    if address.port() != 0 {
+        not_fatal("SO_REUSEPORT", address, socket.set_reuse_port(true));
+    }
     if !datagrams {
         socket.listen(BACKLOG).map_err(failed)?;
     }

@@ -28,7 +28,7 @@ use tracing::{debug, error};
 use crate::accept::StreamListener;
 use crate::dial::{Resolve, SystemResolver};
 use crate::limits::ConnectionLimit;
-use crate::listener::{Carries, Endpoint, ListenError, SocketFile, mode};
+use crate::listener::{Carries, Endpoint, ListenError, Sharing, SocketFile, mode};
 use crate::udp::{DatagramListener, Limits, Opening, Phase};
 
 /// The listening sockets of the process. There is one; clones are the same.
@@ -115,7 +115,20 @@ impl ListenerPool {
         let running = self.shared.state().running();
         let mut errors = Vec::new();
         for (i, (key, listen)) in wanted.into_iter().enumerate() {
-            match self.shared.plan(&running, &key, &listen.address) {
+            let plan = self.shared.plan(&running, &key, &listen.address);
+            let plan = match plan {
+                Err(ListenError::InUse { address, .. }) if staged.overlaps(&address) => {
+                    Opened::open(
+                        &key,
+                        &listen.address,
+                        &self.shared.limit,
+                        Sharing::OwnSockets,
+                    )
+                    .map(|opened| How::Opened(Box::new(opened)))
+                }
+                plan => plan,
+            };
+            match plan {
                 Ok(how) => staged.planned.push(Planned {
                     configured: listen.address.clone(),
                     server: listen.server.clone(),
@@ -224,6 +237,27 @@ impl Staged {
         for task in tasks {
             self.runtime.spawn(task);
         }
+    }
+}
+
+impl Staged {
+    /// Whether this process has a socket, running, leaving or just opened, whose address takes in `wanted` or is taken in
+    /// by it.
+    fn overlaps(&self, wanted: &Addr) -> bool {
+        let overlap = |ours: &Addr| {
+            let (Some(a), Some(b)) = (ours.socket(), wanted.socket()) else {
+                return false;
+            };
+            let meet = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+            ours.network() == wanted.network() && a.port() == b.port() && meet
+        };
+        let opened = self.planned.iter().any(|planned| match &planned.how {
+            How::Opened(opened) => overlap(&opened.actual),
+            How::Kept(_) | How::Revived(_) => false,
+        });
+        let state = self.shared.state();
+        let current = state.current.iter().map(|(_, listener)| listener);
+        opened || (current.chain(&state.leaving)).any(|listener| overlap(&listener.actual))
     }
 }
 
@@ -473,6 +507,7 @@ impl Shared {
             key,
             address,
             &self.limit,
+            Sharing::Nobody,
         )?)))
     }
 
@@ -554,8 +589,13 @@ impl Listener {
 }
 
 impl Opened {
-    fn open(key: &Key, address: &Address, limit: &ConnectionLimit) -> Result<Self, ListenError> {
-        let (file, bound) = key.endpoint.open(address)?;
+    fn open(
+        key: &Key,
+        address: &Address,
+        limit: &ConnectionLimit,
+        sharing: Sharing,
+    ) -> Result<Self, ListenError> {
+        let (file, bound) = key.endpoint.open(address, sharing)?;
         let slot = Arc::default();
         let actual = bound.actual.clone();
         let prepared = match bound.carries {
@@ -728,12 +768,11 @@ impl Spare {
 }
 
 /// A session takes a descriptor when it is proxied, so a flood of forged senders could take those that connections need:
-/// one socket gets no more sessions than there may be connections, which is at most half of the descriptors.
+/// the sessions of all sockets are counted together with the connections.
 fn datagram_limits(connections: &ConnectionLimit) -> Limits {
-    let limits = Limits::default();
     Limits {
-        sessions: limits.sessions.min(connections.max()),
-        ..limits
+        process: Some(connections.clone()),
+        ..Limits::default()
     }
 }
 

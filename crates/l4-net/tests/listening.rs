@@ -240,17 +240,6 @@ async fn a_port_that_another_program_has_is_reported_with_its_owner() {
 }
 
 #[tokio::test]
-async fn a_second_instance_can_share_the_port() {
-    let (first, _) = listening(&["127.0.0.1:0"]).await;
-    let address = format!("127.0.0.1:{}", port(&first));
-    // Another pool is to the kernel what another process of this user is.
-    let (second, _) = listening(&[&address]).await;
-    first.close_all().await;
-    assert!(greeting(&address).await.starts_with("one "));
-    second.close_all().await;
-}
-
-#[tokio::test]
 async fn one_socket_under_two_spellings_is_refused_with_both_places() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().display();
@@ -573,6 +562,62 @@ async fn descriptors_that_are_something_else_are_refused() {
         messages(&errors)[0].contains("invalid file descriptor"),
         "{errors:?}"
     );
+}
+
+/// One that nobody has just now.
+fn free_port() -> u16 {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.local_addr().unwrap().port()
+}
+
+#[tokio::test]
+async fn a_port_is_not_shared_with_another_process_of_this_program() {
+    // Another pool is to the kernel what another process of the same user is.
+    let other = pool();
+    let port = free_port();
+    let udp = format!("udp/127.0.0.1:{port}");
+    load(&other, &[("one", &[&format!("127.0.0.1:{port}"), &udp])]).await;
+    let ours = pool();
+    for taken in [
+        format!("127.0.0.1:{port}"),
+        format!(":{port}"),
+        udp,
+        format!("udp/:{port}"),
+    ] {
+        let errors = refusal(&ours, &[("two", &[&taken])]).await;
+        assert!(
+            matches!(errors[0].reason(), ListenError::InUse { .. }),
+            "{taken}: {errors:?}"
+        );
+    }
+    // Having another address of the same port is no licence to share that of the other one.
+    let own = format!("127.0.0.2:{port}");
+    load(&ours, &[("two", &[&own])]).await;
+    let errors = refusal(&ours, &[("two", &[&own, &format!("127.0.0.1:{port}")])]).await;
+    assert!(
+        matches!(errors[0].reason(), ListenError::InUse { .. }),
+        "{errors:?}"
+    );
+}
+
+#[tokio::test]
+async fn one_process_may_have_an_address_and_one_that_takes_it_in() {
+    let port = free_port();
+    let pool = pool();
+    let [specific, all] = ["127.0.0.1", ""].map(|host| format!("{host}:{port}"));
+    let [specific_udp, all_udp] = [&specific, &all].map(|address| format!("udp/{address}"));
+    let listen: [&[&str]; 2] = [&[&specific, &specific_udp], &[&all, &all_udp]];
+    // Both at once, and from one to the other and back.
+    load(&pool, &[("narrow", listen[0]), ("wide", listen[1])]).await;
+    assert!(greeting(("127.0.0.1", port)).await.starts_with("narrow "));
+    assert!(greeting(("127.0.0.2", port)).await.starts_with("wide "));
+    for _ in 0..2 {
+        load(&pool, &[("narrow", listen[0])]).await;
+        assert!(greeting(("127.0.0.1", port)).await.starts_with("narrow "));
+        load(&pool, &[("wide", listen[1])]).await;
+        // The narrow one may still be taking its last call.
+        assert!(greeting(("127.0.0.2", port)).await.starts_with("wide "));
+    }
 }
 
 #[tokio::test]

@@ -497,3 +497,28 @@ fn mistakes_in_a_branch_are_reported_where_they_are() {
         assert!(warnings.iter().any(|w| w.contains(text)), "{warnings:?}");
     }
 }
+
+#[tokio::test]
+async fn breaking_the_main_end_resets_the_client_and_breaking_the_branch_does_not() {
+    for main_breaks in [true, false] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
+        let mut client = client.await.unwrap();
+        let (accepted, remote) = listener.accept().await.unwrap();
+        let record = Arc::new(Record::new(Addr::Tcp(remote)));
+        let (main, branch) = fork(Connection::new(Io::Tcp(accepted), record, None));
+        let (main, branch) = (main.into_transport(), branch.into_transport());
+        if main_breaks {
+            main.reset_on_close();
+        } else {
+            branch.reset_on_close();
+        }
+        drop((branch, main));
+        let ended = client.read(&mut [0]).await.map_err(|error| error.kind());
+        let expected = match main_breaks {
+            true => Err(io::ErrorKind::ConnectionReset),
+            false => Ok(0),
+        };
+        assert_eq!(ended, expected);
+    }
+}

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use l4_core::Registry;
+use l4_core::prelude::*;
+use l4_core::{Addr, Io, Record, Registry};
 use l4_testkit::{Client, connection, load, session};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -706,6 +708,58 @@ async fn the_certificate_of_a_client_is_readable() {
     let (told, fingerprint) = told.rsplit_once('|').unwrap();
     assert_eq!(told, "1234|CN=me,O=Org\\, Inc|Ours|[client.example]");
     assert_eq!(fingerprint.len(), 64);
+}
+
+/// Breaks the connection once the client has got something and said so.
+struct Break;
+
+impl HandlerModule for Break {
+    const NAME: &'static str = "break";
+    type Config = HashMap<String, String>;
+
+    fn provision(_: Self::Config, _: &mut Provision<'_>) -> Result<Self, Rejected> {
+        Ok(Self)
+    }
+}
+
+impl AsyncHandler for Break {
+    async fn handle(&self, mut conn: Connection, _: Rest<'_>) -> Result<Flow> {
+        conn.send(b"half an ans").await?;
+        conn.flush().await?;
+        conn.receive(&mut [0; 16]).await?;
+        conn.into_transport().reset_on_close();
+        Ok(Flow::Done)
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_broken_off_ends_with_a_reset_and_without_close_notify() {
+    let local = pair(&["test.example"]);
+    let loaded = load(
+        |reg| {
+            register(reg);
+            reg.handler::<Break>();
+        },
+        &config(&[&local], json!([{"handler": "tls"}, {"handler": "break"}])),
+    );
+    let app = loaded.app.unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let socket = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
+    let socket = socket.await.unwrap();
+    let (accepted, remote) = listener.accept().await.unwrap();
+    let record = Arc::new(Record::new(Addr::Tcp(remote)));
+    let conn = Connection::new(Io::Tcp(accepted), record, None);
+    tokio::spawn(app.listens[0].server.clone().serve(conn));
+    let name = ServerName::try_from("test.example").unwrap();
+    let connecting = TlsConnector::from(client()).connect(name, socket);
+    let mut stream = connecting.await.unwrap();
+    let mut half = [0; 11];
+    stream.read_exact(&mut half).await.unwrap();
+    assert_eq!(&half, b"half an ans");
+    stream.write_all(b"more").await.unwrap();
+    // After a close_notify it would be an end, and after a FIN without one an unexpected end.
+    let error = stream.read(&mut half).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]

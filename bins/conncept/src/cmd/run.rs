@@ -12,7 +12,7 @@ use l4_core::Registry;
 use l4_core::config::{ConfigError, Errors};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -25,6 +25,10 @@ use crate::{Build, cmd, default_config, logging, runtime};
 
 /// How often `--watch` looks at the file.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long `--watch` waits at most before it tries again to get a port that somebody else has. It begins with one
+/// interval and doubles.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// How long a changed file must stay the same before it is loaded: whoever writes it may not be through.
 const SETTLE_TIME: Duration = Duration::from_millis(250);
@@ -99,6 +103,14 @@ enum Trigger {
     Signal,
     /// The file has other bytes than before.
     Changed,
+    /// It is the file that was refused before, only because somebody else had a port.
+    Again,
+}
+
+/// A file that is to be loaded again, though it did not change.
+struct Retry {
+    at: Instant,
+    pause: Duration,
 }
 
 impl Process {
@@ -149,8 +161,9 @@ impl Process {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let watching = self.watch && self.source.is_file();
         let mut unreadable = false;
+        let mut retry: Option<Retry> = None;
         loop {
-            let trigger = tokio::select! {
+            let mut trigger = tokio::select! {
                 Some(()) = reloads.recv() => Trigger::Signal,
                 _ = ticks.tick(), if watching => Trigger::Changed,
             };
@@ -171,10 +184,13 @@ impl Process {
             // A file that was gone and came back as it was is no change.
             unreadable = false;
             if trigger == Trigger::Changed && text.bytes == seen {
-                continue;
+                match &retry {
+                    Some(retry) if Instant::now() >= retry.at => trigger = Trigger::Again,
+                    _ => continue,
+                }
             }
             let text = match trigger {
-                Trigger::Signal => text,
+                Trigger::Signal | Trigger::Again => text,
                 Trigger::Changed => match self.settled(text).await {
                     Ok(text) if text.bytes == seen => continue,
                     Ok(text) => text,
@@ -184,15 +200,33 @@ impl Process {
             };
             seen.clone_from(&text.bytes);
             let file = text.name.clone();
-            info!(target: "conncept", file, "loading the configuration");
-            match instance.load(text, trigger == Trigger::Signal).await {
+            if trigger != Trigger::Again {
+                info!(target: "conncept", file, "loading the configuration");
+            }
+            let loaded = instance.load(text, trigger == Trigger::Signal).await;
+            let before = retry.take();
+            match loaded {
                 Ok(Outcome::Loaded) => {
                     // One that grows from load to load says that something is left behind.
                     let tasks = Handle::current().metrics().num_alive_tasks();
                     info!(target: "conncept", file, tasks, "serving the new configuration")
                 }
                 Ok(Outcome::Unchanged) => info!(target: "conncept", file, "config is unchanged"),
-                Err(errors) => report(&errors),
+                Err(refused) => {
+                    // Said once. What else is wrong now is news.
+                    if trigger != Trigger::Again || !refused.only_ports {
+                        report(&refused.errors);
+                    }
+                    retry = (watching && refused.only_ports).then(|| {
+                        let again = before.filter(|_| trigger == Trigger::Again);
+                        let pause = again.map_or(WATCH_INTERVAL, |retry| retry.pause * 2);
+                        let pause = pause.min(LONGEST_PAUSE);
+                        Retry {
+                            at: Instant::now() + pause,
+                            pause,
+                        }
+                    });
+                }
             }
         }
     }

@@ -37,10 +37,12 @@ impl Facts {
         let key = TypeId::of::<T>();
         for slot in &self.slots {
             if slot.get().is_none() {
-                if let Some(more) = self.undecided(key, bytes.len()) {
-                    return Parsed::More(more);
-                }
-                let value: Option<Arc<dyn Any + Send + Sync>> = match T::parse(bytes) {
+                let parsed = match self.undecided(key) {
+                    Some(last) if last.bytes == bytes.len() => return Parsed::More(last.more),
+                    Some(last) => T::parse_on(bytes, last.bytes),
+                    None => T::parse(bytes),
+                };
+                let value: Option<Arc<dyn Any + Send + Sync>> = match parsed {
                     Parsed::Done(fact) => Some(Arc::new(fact)),
                     Parsed::Not => None,
                     Parsed::More(n) => {
@@ -59,11 +61,9 @@ impl Facts {
         self.overflow.get_or_init(Box::default).get(bytes)
     }
 
-    /// What the parse `key` asked for when there were as many `bytes` as now.
-    fn undecided(&self, key: TypeId, bytes: usize) -> Option<usize> {
-        let last = *lock(&self.undecided);
-        last.filter(|last| last.key == key && last.bytes == bytes)
-            .map(|last| last.more)
+    /// The last parse that asked for more, if it was `key`'s.
+    fn undecided(&self, key: TypeId) -> Option<Undecided> {
+        lock(&self.undecided).filter(|last| last.key == key)
     }
 
     /// The fact of type `T` if it was parsed already.
@@ -170,5 +170,45 @@ mod tests {
         facts.clear();
         assert!(matches!(facts.get::<Late>(b"xy"), Parsed::More(1)));
         assert_eq!(PARSES.load(Ordering::Relaxed), 4);
+    }
+
+    #[test]
+    fn a_parse_goes_on_where_it_stopped_until_the_bytes_are_others() {
+        /// How many bytes had been seen when it was parsed.
+        struct Seen(usize);
+
+        impl Fact for Seen {
+            fn parse(bytes: &[u8]) -> Parsed<Self> {
+                Self::parse_on(bytes, 0)
+            }
+
+            fn parse_on(bytes: &[u8], seen: usize) -> Parsed<Self> {
+                match bytes.len() {
+                    4.. => Parsed::Done(Self(seen)),
+                    _ => Parsed::More(1),
+                }
+            }
+        }
+
+        struct Other;
+
+        impl Fact for Other {
+            fn parse(_: &[u8]) -> Parsed<Self> {
+                Parsed::More(1)
+            }
+        }
+
+        let mut facts = Facts::default();
+        for bytes in [&b"a"[..], b"abc"] {
+            assert!(matches!(facts.get::<Seen>(bytes), Parsed::More(1)));
+        }
+        assert!(matches!(facts.get::<Seen>(b"abcd"), Parsed::Done(Seen(3))));
+        facts.clear();
+        assert!(matches!(facts.get::<Seen>(b"wxyz"), Parsed::Done(Seen(0))));
+        // Another fact was undecided last.
+        facts.clear();
+        assert!(matches!(facts.get::<Seen>(b"a"), Parsed::More(1)));
+        assert!(matches!(facts.get::<Other>(b"a"), Parsed::More(1)));
+        assert!(matches!(facts.get::<Seen>(b"abcd"), Parsed::Done(Seen(0))));
     }
 }

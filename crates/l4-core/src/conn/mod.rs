@@ -189,9 +189,7 @@ impl Connection {
         let Inner {
             transport, meta, ..
         } = *self.0;
-        let layer = Box::new(wrap(transport).await?);
-        // Bytes were counted at the socket below.
-        let transport = Transport::new(Io::Layer(layer), None);
+        let transport = transport.layer(wrap).await?;
         Ok(Self(Box::new(Inner {
             transport,
             meta,

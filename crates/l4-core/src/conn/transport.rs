@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -109,6 +111,8 @@ pub struct Transport {
     pub(super) prefix: Prefix,
     record: Option<Arc<Record>>,
     limited: Option<Box<Limited>>,
+    /// Whether closing the socket is to reset the connection. Shared by all that is stacked on it; none if nothing is.
+    reset: Option<Arc<AtomicBool>>,
 }
 
 /// A limit on reads, and what of the unread bytes has not been charged to it.
@@ -135,7 +139,42 @@ impl Transport {
             prefix: Prefix::default(),
             record,
             limited: None,
+            reset: None,
         }
+    }
+
+    /// Stacks a protocol on top. The unread bytes travel with what is below, where bytes go on being counted.
+    ///
+    /// # Errors
+    /// Those of `wrap`; the transport is gone then.
+    pub async fn layer<L, F, Fut>(mut self, wrap: F) -> io::Result<Self>
+    where
+        L: Layer + 'static,
+        F: FnOnce(Self) -> Fut,
+        Fut: Future<Output = io::Result<L>>,
+    {
+        let reset = self.shared_reset();
+        let layer = Box::new(wrap(self).await?);
+        let mut above = Self::new(Io::Layer(layer), None);
+        above.reset = Some(reset);
+        Ok(above)
+    }
+
+    /// Makes closing the transport reset the TCP connection below, through everything that is stacked on it, so that
+    /// the peer learns that what it got is not complete. A layer is then to be dropped, not shut down, and what the
+    /// kernel has not sent yet is discarded. Nothing happens on Unix sockets and datagram sessions, which have no reset.
+    pub fn reset_on_close(&self) {
+        match (&self.io, &self.reset) {
+            // Best effort: the socket may be gone already.
+            (Io::Tcp(socket), _) => drop(socket.set_zero_linger()),
+            // Who owns the socket, somewhere below, sees to it.
+            (Io::Layer(_), Some(reset)) => reset.store(true, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+
+    fn shared_reset(&mut self) -> Arc<AtomicBool> {
+        self.reset.get_or_insert_default().clone()
     }
 
     /// Puts a limit on what is read from now on, the unread bytes included. Limits add up.
@@ -171,23 +210,18 @@ impl Transport {
 
     /// Splits off what is below: the socket or layer goes to `split`, which makes two of it, and the unread bytes are
     /// given to both. The limit stays with the first, whose reads fetch the bytes.
-    pub(super) fn fork(self, split: impl FnOnce(Self) -> (Io, Io)) -> (Self, Self) {
-        let below = Self {
-            io: self.io,
-            prefix: Prefix::Empty,
-            record: self.record,
-            limited: None,
-        };
-        let (first, second) = split(below);
+    pub(super) fn fork(mut self, split: impl FnOnce(Self) -> (Io, Io)) -> (Self, Self) {
+        let reset = self.shared_reset();
+        let prefix = mem::take(&mut self.prefix);
+        let limited = self.limited.take();
+        let (first, second) = split(self);
         // Bytes are counted at the socket below.
-        let mut second = Self::new(second, None);
-        second.prefix = self.prefix.clone();
-        let first = Self {
-            io: first,
-            prefix: self.prefix,
-            record: None,
-            limited: self.limited,
-        };
+        let (mut first, mut second) = (Self::new(first, None), Self::new(second, None));
+        second.prefix = prefix.clone();
+        first.prefix = prefix;
+        first.limited = limited;
+        // What becomes of the second is of no concern to the client.
+        first.reset = Some(reset);
         (first, second)
     }
 
@@ -272,24 +306,26 @@ impl Transport {
     }
 
     /// Takes the transport apart.
-    pub fn into_raw(self) -> Raw {
-        if self.limited.is_some() {
+    pub fn into_raw(mut self) -> Raw {
+        if self.limited.is_some() || matches!(self.io, Io::Layer(_)) {
             return Raw::Stacked(self);
         }
-        match self.io {
+        let prefix = mem::take(&mut self.prefix);
+        // Takes no memory: it has no size.
+        match mem::replace(&mut self.io, Io::Layer(Box::new(tokio::io::empty()))) {
             Io::Tcp(socket) => Raw::Tcp {
                 socket,
-                unread: self.prefix.into_bytes(),
+                unread: prefix.into_bytes(),
             },
             Io::Unix(socket) => Raw::Unix {
                 socket,
-                unread: self.prefix.into_bytes(),
+                unread: prefix.into_bytes(),
             },
             Io::Datagram(session) => Raw::Datagram {
                 session,
-                unread: self.prefix.into_datagrams(),
+                unread: prefix.into_datagrams(),
             },
-            io @ Io::Layer(_) => Raw::Stacked(Self { io, ..self }),
+            Io::Layer(_) => Raw::Stacked(self),
         }
     }
 
@@ -462,6 +498,17 @@ impl Transport {
             record.add_read(buf.filled().len() - before);
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        let reset = |reset: &Arc<AtomicBool>| reset.load(Ordering::Relaxed);
+        if let Io::Tcp(socket) = &self.io
+            && self.reset.as_ref().is_some_and(reset)
+        {
+            let _ = socket.set_zero_linger();
+        }
     }
 }
 

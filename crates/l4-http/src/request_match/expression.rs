@@ -1,11 +1,8 @@
 //! The regular expressions of `path_regexp`, `header_regexp` and `vars_regexp`.
 
-use std::sync::Arc;
-
 use l4_core::config::{At, Node, Value};
-use l4_core::conn::Capture;
+use l4_core::regexp::{Expression, NamedExpression};
 use l4_core::{Provision, Rejected};
-use regex::Regex;
 use serde::Deserialize;
 
 /// A regular expression, for example `{"name": "api", "pattern": "^/v(?P<version>[0-9]+)/"}`.
@@ -22,16 +19,9 @@ pub struct ExpressionConfig {
     pattern: Option<At<String>>,
 }
 
-pub(super) struct Expression {
-    regex: Regex,
-    name: Option<Arc<str>>,
-    /// What groups are called in placeholders: by number and, where they have one, by name.
-    groups: Vec<(Arc<str>, usize)>,
-}
-
-impl Expression {
+impl ExpressionConfig {
     /// The expression at `node`.
-    pub(super) fn at(node: Node, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+    pub(super) fn at(node: Node, cx: &mut Provision<'_>) -> Result<NamedExpression, Rejected> {
         if matches!(cx.document().value(node), Value::Null) {
             return Err(cx.reject_help(
                 node,
@@ -39,62 +29,14 @@ impl Expression {
                 "write {\"pattern\": \"...\"}",
             ));
         }
-        let config: ExpressionConfig = cx.decode(node)?;
-        Self::provision(&config, cx)
+        let config: Self = cx.decode(node)?;
+        config.provision(cx)
     }
 
-    pub(super) fn provision(
-        config: &ExpressionConfig,
-        cx: &mut Provision<'_>,
-    ) -> Result<Self, Rejected> {
-        let name = config.name.as_ref().filter(|name| !name.is_empty());
-        if let Some(name) = name
-            && !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-        {
-            return Err(cx.reject_help(
-                name.node(),
-                format!("invalid expression name {:?}", **name),
-                "use letters, digits and underscores only",
-            ));
-        }
-        let pattern = config.pattern.as_ref();
-        let text = pattern.map_or("", |pattern| pattern.as_str());
-        let regex = Regex::new(text).map_err(|error| {
-            // A syntax error draws the expression over several lines; its last one says what is wrong.
-            let error = error.to_string();
-            let why = error.lines().last().unwrap_or_default();
-            let why = why.strip_prefix("error: ").unwrap_or(why);
-            let node = pattern.map_or(cx.node(), At::node);
-            cx.reject(node, format!("invalid regular expression: {why}"))
-        })?;
-        let numbers = (0..regex.captures_len()).map(|group| (group.to_string().into(), group));
-        let names = regex.capture_names().enumerate();
-        let groups = numbers
-            .chain(names.filter_map(|(group, name)| Some((name?.into(), group))))
-            .collect();
-        Ok(Self {
-            regex,
-            name: name.map(|name| name.as_str().into()),
-            groups,
-        })
-    }
-
-    /// What it captures, if it matches.
-    pub(super) fn capture(&self, text: &str) -> Option<Capture> {
-        // Captures need room even where there are none; most texts are refused without.
-        if !self.regex.is_match(text) {
-            return None;
-        }
-        let found = self.regex.captures(text)?;
-        let text = |group| found.get(group).map_or("", |found| found.as_str());
-        Some(Capture {
-            prefix: "http.regexp",
-            name: self.name.clone(),
-            groups: self
-                .groups
-                .iter()
-                .map(|(name, group)| (name.clone(), text(*group).into()))
-                .collect(),
-        })
+    pub(super) fn provision(&self, cx: &mut Provision<'_>) -> Result<NamedExpression, Rejected> {
+        let pattern = self.pattern.as_ref();
+        let expression = Expression::new(pattern.map_or("", |pattern| pattern.as_str()))
+            .map_err(|error| error.reject(pattern.map_or(cx.node(), At::node), cx));
+        NamedExpression::with_expression(self.name.as_ref(), expression, "http.regexp", cx)
     }
 }

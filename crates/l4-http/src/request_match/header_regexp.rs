@@ -1,10 +1,11 @@
 //! `http.matchers.header_regexp`
 
 use l4_core::config::ModuleMap;
+use l4_core::regexp::NamedExpression;
 use l4_core::{Cost, Provision, Rejected};
 use serde::Deserialize;
 
-use super::expression::Expression;
+use super::expression::ExpressionConfig;
 use super::{Request, RequestMatch};
 use crate::uri;
 
@@ -17,7 +18,7 @@ pub struct HeaderRegexpConfig(ModuleMap);
 
 struct MatchHeaderRegexp {
     /// Names in lower case, in the order of the configuration.
-    fields: Vec<(Box<str>, Expression)>,
+    fields: Vec<(Box<str>, NamedExpression)>,
 }
 
 impl RequestMatch for MatchHeaderRegexp {
@@ -43,7 +44,10 @@ pub(super) fn provision(
     cx: &mut Provision<'_>,
 ) -> Result<Box<dyn RequestMatch>, Rejected> {
     let fields = cx.all(config.0, |cx, (name, node)| {
-        Ok((name.to_ascii_lowercase().into(), Expression::at(node, cx)?))
+        Ok((
+            name.to_ascii_lowercase().into(),
+            ExpressionConfig::at(node, cx)?,
+        ))
     })?;
     Ok(Box::new(MatchHeaderRegexp { fields }))
 }

@@ -35,19 +35,5 @@ pub(super) fn provision(
     config: IpConfig,
     cx: &mut Provision<'_>,
 ) -> Result<Box<dyn RequestMatch>, Rejected> {
-    let texts = cx.all(&config.ranges, |cx, range| {
-        let text = cx.expand_load(range)?;
-        // One by one, so that every faulty entry is reported where it stands.
-        match IpRanges::parse([text.as_str()]) {
-            Ok(_) => Ok(text),
-            Err((_, why)) => Err(cx.reject_help(
-                range.node(),
-                why,
-                "write an address or a prefix, such as \"192.0.2.1\" or \"10.0.0.0/8\"",
-            )),
-        }
-    })?;
-    let ranges = IpRanges::parse(texts.iter().map(String::as_str))
-        .map_err(|(_, why)| cx.reject(cx.node(), why))?;
-    Ok(Box::new(MatchIp(ranges)))
+    Ok(Box::new(MatchIp(cx.ip_ranges(&config.ranges)?)))
 }

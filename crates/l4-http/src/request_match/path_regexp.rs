@@ -1,12 +1,13 @@
 //! `http.matchers.path_regexp`
 
+use l4_core::regexp::NamedExpression;
 use l4_core::{Cost, Provision, Rejected};
 
-use super::expression::{Expression, ExpressionConfig};
+use super::expression::ExpressionConfig;
 use super::{Request, RequestMatch};
 use crate::uri;
 
-struct MatchPathRegexp(Expression);
+struct MatchPathRegexp(NamedExpression);
 
 impl RequestMatch for MatchPathRegexp {
     fn matches(&self, request: &mut Request<'_, '_>) -> bool {
@@ -30,7 +31,5 @@ pub(super) fn provision(
     config: ExpressionConfig,
     cx: &mut Provision<'_>,
 ) -> Result<Box<dyn RequestMatch>, Rejected> {
-    Ok(Box::new(MatchPathRegexp(Expression::provision(
-        &config, cx,
-    )?)))
+    Ok(Box::new(MatchPathRegexp(config.provision(cx)?)))
 }

@@ -1,10 +1,11 @@
 //! `http.matchers.vars` and `http.matchers.vars_regexp`
 
 use l4_core::config::{At, ModuleMap, Node};
+use l4_core::regexp::NamedExpression;
 use l4_core::{Cost, Provision, Rejected, Template};
 use serde::Deserialize;
 
-use super::expression::Expression;
+use super::expression::ExpressionConfig;
 use super::{Request, RequestMatch};
 
 /// Placeholders, each the whole key, and the values that match, for example `{"{http.request.uri.path.0}": ["api",
@@ -37,7 +38,7 @@ impl RequestMatch for MatchVars {
     }
 }
 
-struct MatchVarsRegexp(Vec<(Template, Expression)>);
+struct MatchVarsRegexp(Vec<(Template, NamedExpression)>);
 
 impl RequestMatch for MatchVarsRegexp {
     fn matches(&self, request: &mut Request<'_, '_>) -> bool {
@@ -74,7 +75,7 @@ pub(super) fn provision_regexp(
 ) -> Result<Box<dyn RequestMatch>, Rejected> {
     let wanted = cx.all(config.0, |cx, (key, node)| {
         let subject = subject(&key, node, cx)?;
-        Ok((subject, Expression::at(node, cx)?))
+        Ok((subject, ExpressionConfig::at(node, cx)?))
     })?;
     Ok(Box::new(MatchVarsRegexp(wanted)))
 }

@@ -1,6 +1,6 @@
 //! Moves bytes between a client and the upstream it was given, until both are done.
 //!
-//! One future drives both directions. While nothing moves it holds no buffer and no timer: bytes pass through a scratch
+//! One future drives both directions. While nothing moves it holds no buffer and, unless a side has ended, no timer: bytes pass through a scratch
 //! buffer of the thread, and only what a slow receiver did not take is kept, in a stash that is freed when empty. A
 //! sender is not read while a receiver of its bytes is slow.
 //!
@@ -24,7 +24,7 @@ use l4_core::conn::Received;
 use l4_core::{EndReason, Io, Transport};
 use smallvec::SmallVec;
 use tokio::io::AsyncWrite as _;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::keepalive::KeepAlive;
 use scratch::{Stash, with_scratch};
@@ -54,7 +54,8 @@ pub struct Relayed {
 /// Relays until both directions are over, an end fails, or a limit is reached. Then everything is closed.
 ///
 /// * The end of one direction is passed on as such (half-close) while the other goes on.
-/// * A reset of one side is passed on as a reset, after what was received before it has been handed to the kernel.
+/// * A reset of one side is passed on as a reset, also through layers, after what was received before it has been handed
+///   to the kernel or the layer.
 /// * A datagram client is over when its session is; datagrams keep their boundaries, the empty ones too. A stream
 ///   client's bytes become datagrams as they are read, at most 8 KiB each; a datagram client's become a stream.
 ///
@@ -87,6 +88,8 @@ struct Relay {
     client_shut: bool,
     limits: Limits,
     quiet: Option<Box<Quiet>>,
+    /// When to look whether a client that has ended its stream is still there. Exists only then.
+    lookout: Option<Pin<Box<Sleep>>>,
     up: u64,
     down: u64,
     /// The peer that is read first.
@@ -123,6 +126,9 @@ const BUDGET: usize = 1024 * 1024;
 /// How much a client may go on sending after everything is over, so that it gets to read the end of the answer.
 const DISCARD_LIMIT: usize = 256 * 1024;
 
+/// How often it is looked whether a client that has ended its stream is still there. It costs a system call.
+const LOOKOUT: Duration = Duration::from_secs(5);
+
 /// The most bytes of a stream that become one datagram.
 const STREAM_TO_DATAGRAM: usize = 8 * 1024;
 
@@ -138,6 +144,7 @@ impl Relay {
             client_shut: false,
             limits,
             quiet: None,
+            lookout: None,
             up: 0,
             down: 0,
             turn: 0,
@@ -160,6 +167,12 @@ impl Relay {
         }
         if self.client_done && self.client_shut && self.peers.iter().all(|peer| peer.write_done) {
             return Poll::Ready(self.finish((EndReason::Completed, None)));
+        }
+        if self.client_done
+            && !self.client_shut
+            && let Some(end) = self.poll_lookout(cx)
+        {
+            return Poll::Ready(self.finish(end));
         }
         if yielding {
             cx.waker().wake_by_ref();
@@ -388,16 +401,36 @@ impl Relay {
         Poll::Pending
     }
 
+    /// Whether a client that has ended its stream has broken the connection since. Nobody reads from it any more, and the
+    /// runtime does not tell an error from the end that it has told already; while the upstream is silent nothing is
+    /// written either. Only a socket can be asked, not a layer on one.
+    fn poll_lookout(&mut self, cx: &mut Context<'_>) -> Option<End> {
+        let Io::Tcp(client) = self.client.io() else {
+            return None;
+        };
+        let lookout = self.lookout.get_or_insert_with(|| Box::pin(sleep(LOOKOUT)));
+        while lookout.as_mut().poll(cx).is_ready() {
+            lookout.as_mut().reset(Instant::now() + LOOKOUT);
+            // What routers report on the way is found here as well, and does not end a connection.
+            let broken =
+                |error: &io::Error| is_reset(error) || error.kind() == io::ErrorKind::TimedOut;
+            if let Some(error) = client.take_error().ok().flatten().filter(broken) {
+                return Some(client_failed(error));
+            }
+        }
+        None
+    }
+
     /// Decides how the sockets are closed: a break on one side must not look like a clean end on the other.
     fn finish(&mut self, (reason, error): End) -> End {
         match reason {
             EndReason::ClientReset | EndReason::ClientError => {
                 for peer in &self.peers {
-                    reset_on_close(&peer.transport);
+                    peer.transport.reset_on_close();
                 }
             }
             EndReason::UpstreamReset | EndReason::UpstreamError => {
-                reset_on_close(&self.client);
+                self.client.reset_on_close();
             }
             _ => {}
         }
@@ -519,11 +552,4 @@ fn is_transient(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EMSGSIZE | libc::ENOBUFS | libc::EPERM)
     )
-}
-
-fn reset_on_close(transport: &Transport) {
-    if let Io::Tcp(socket) = transport.io() {
-        // Best effort: the socket may be gone already.
-        let _ = socket.set_zero_linger();
-    }
 }

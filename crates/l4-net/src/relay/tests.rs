@@ -192,6 +192,20 @@ proptest! {
 }
 
 /// Two real TCP connections with the relay between them; small buffers make partial writes the rule.
+async fn connected() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dialled = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let accepted = listener.accept().await.unwrap().0;
+    for socket in [&dialled, &accepted] {
+        socket2::SockRef::from(socket)
+            .set_send_buffer_size(4096)
+            .unwrap();
+    }
+    (dialled, accepted)
+}
+
 async fn tcp_pair() -> (
     TcpStream,
     TcpStream,
@@ -209,19 +223,6 @@ async fn tcp_pair_with(
     tokio::task::JoinHandle<Relayed>,
     Arc<Record>,
 ) {
-    async fn connected() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let dialled = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let accepted = listener.accept().await.unwrap().0;
-        for socket in [&dialled, &accepted] {
-            socket2::SockRef::from(socket)
-                .set_send_buffer_size(4096)
-                .unwrap();
-        }
-        (dialled, accepted)
-    }
     let (client, ours) = connected().await;
     let (theirs, server) = connected().await;
     let record = Arc::new(Record::new(Addr::Tcp(client.local_addr().unwrap())));
@@ -297,7 +298,7 @@ async fn an_upstream_connection_that_lasts_is_probed() {
     let upstream = Transport::new(Io::Tcp(dialled), None);
     let relaying = tokio::spawn(relay(layer(ours).0, [upstream], NO_LIMITS));
     while !same.keepalive().unwrap() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        sleep(Duration::from_millis(50)).await;
     }
     drop((listener, client));
     relaying.abort();
@@ -324,6 +325,55 @@ async fn an_upstream_reset_resets_the_client_after_what_came_before() {
     let error = client.read(&mut half).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     assert_eq!(relaying.await.unwrap().reason, EndReason::UpstreamReset);
+}
+
+#[tokio::test]
+async fn a_reset_is_passed_on_through_layers_both_ways() {
+    for from_client in [true, false] {
+        let (mut client, ours) = connected().await;
+        let (theirs, mut server) = connected().await;
+        let stack = async |socket| {
+            let bare = Transport::new(Io::Tcp(socket), None);
+            let once = bare.layer(async |below| Ok(below)).await.unwrap();
+            once.layer(async |below| Ok(below)).await.unwrap()
+        };
+        let (ours, theirs) = (stack(ours).await, stack(theirs).await);
+        let relaying = tokio::spawn(relay(ours, [theirs], NO_LIMITS));
+        client.write_all(b"half a que").await.unwrap();
+        server.write_all(b"half an ans").await.unwrap();
+        client.read_exact(&mut [0; 11]).await.unwrap();
+        server.read_exact(&mut [0; 10]).await.unwrap();
+        let (breaking, mut other, reason) = match from_client {
+            true => (client, server, EndReason::ClientReset),
+            false => (server, client, EndReason::UpstreamReset),
+        };
+        breaking.set_zero_linger().unwrap();
+        drop(breaking);
+        let error = other.read(&mut [0; 16]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(relaying.await.unwrap().reason, reason);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_breaks_after_its_end_is_noticed_while_the_upstream_is_silent() {
+    let (mut client, mut server, relaying, _) = tcp_pair().await;
+    client.write_all(b"question").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut question = Vec::new();
+    server.read_to_end(&mut question).await.unwrap();
+    assert_eq!(question, b"question");
+    // Longer than it takes to look: a client that just waits is left alone.
+    sleep(3 * LOOKOUT).await;
+    assert!(!relaying.is_finished());
+    client.set_zero_linger().unwrap();
+    drop(client);
+    assert_eq!(relaying.await.unwrap().reason, EndReason::ClientReset);
+    let error = server
+        .write_all(b"answer")
+        .await
+        .and(server.read(&mut [0; 9]).await);
+    assert!(is_reset(&error.unwrap_err()));
 }
 
 #[tokio::test]
@@ -361,7 +411,7 @@ async fn a_slow_reader_holds_back_a_fast_sender() {
     let mut last = u64::MAX;
     while record.bytes_read() != last {
         last = record.bytes_read();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(100)).await;
     }
     assert!(last < 32 * 1024 * 1024, "{last}");
     drop(server);
@@ -391,7 +441,7 @@ async fn silence_ends_a_connection_with_an_idle_limit_and_traffic_keeps_it() {
     let (theirs, mut server) = tokio::io::duplex(64);
     let relaying = tokio::spawn(relay(layer(ours).0, [layer(theirs).0], limits));
     for _ in 0..5 {
-        tokio::time::sleep(Duration::from_secs(9)).await;
+        sleep(Duration::from_secs(9)).await;
         assert!(!relaying.is_finished());
         client.write_all(b"x").await.unwrap();
         server.read_exact(&mut [0]).await.unwrap();
@@ -551,11 +601,11 @@ async fn the_end_of_a_client_is_seen_when_its_upload_was_refused_before_the_answ
     // The client is slow to read, so the upstream's end is not seen yet when the upload runs into it.
     tokio::task::yield_now().await;
     client.write_all(b"upload").await.unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    sleep(Duration::from_secs(1)).await;
     let mut answer = Vec::new();
     client.read_to_end(&mut answer).await.unwrap();
     assert_eq!(answer, [7; 200]);
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    sleep(Duration::from_secs(1)).await;
     drop(client);
     let relayed = tokio::time::timeout(Duration::from_secs(60), relaying).await;
     assert_eq!(relayed.unwrap().unwrap().reason, EndReason::Completed);

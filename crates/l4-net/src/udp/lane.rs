@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::manager::Limits;
 use super::stats::{DropReason, Stats};
+use crate::limits::SessionPermit;
 
 /// What the receive task and a session share. Its lock is contended by these two only and held for one queue operation.
 pub(super) struct Lane<K> {
@@ -29,6 +30,8 @@ struct State {
     /// session that is dialling, or has datagrams to take, is not idle.
     idle_since: Option<Instant>,
     life: Life,
+    /// Given back when the session is dropped: until then its handler may hold descriptors.
+    permit: Option<SessionPermit>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,12 +68,14 @@ impl<K> Lane<K> {
         idle_timeout: Duration,
         pool: Arc<Pool>,
         shared: Arc<Shared<K>>,
+        permit: Option<SessionPermit>,
     ) -> Self {
         let state = State {
             queue: VecDeque::new(),
             reader: None,
             idle_since: None,
             life: Life::Open,
+            permit,
         };
         Self {
             id,
@@ -166,15 +171,16 @@ impl<K> Lane<K> {
 
     /// Ends the lane from the session's side, which drops what is queued. Never waits for the receive task.
     pub(super) fn close(self: &Arc<Self>) {
-        let (was, queue) = {
+        let (was, queue, permit) = {
             let mut state = self.lock();
             state.reader = None;
             (
                 std::mem::replace(&mut state.life, Life::Closed),
                 std::mem::take(&mut state.queue),
+                state.permit.take(),
             )
         };
-        drop(queue);
+        drop((queue, permit));
         if was == Life::Open {
             self.shared.stats.add_ended();
             self.shared.closed(self.clone());

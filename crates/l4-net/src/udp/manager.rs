@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::lane::{Idle, Lane, Pool, Pushed, Shared, cost};
 use super::stats::{DropReason, Stats};
+use crate::limits::{ConnectionLimit, SessionPermit};
 
 /// How much one datagram socket may hold.
 #[derive(Debug, Clone)]
@@ -27,6 +28,8 @@ pub struct Limits {
     pub session_bytes: usize,
     /// Bytes in datagrams that all sessions together may hold beyond the first 2 KiB of each. Default 64 MiB.
     pub total_bytes: usize,
+    /// What the sessions of all sockets of the process are counted in, beside its connections. Default: nothing.
+    pub process: Option<ConnectionLimit>,
 }
 
 impl Default for Limits {
@@ -36,6 +39,7 @@ impl Default for Limits {
             queue: 256,
             session_bytes: 1024 * 1024,
             total_bytes: 64 * 1024 * 1024,
+            process: None,
         }
     }
 }
@@ -62,6 +66,7 @@ pub(super) struct Vacancy<'a, K> {
     peer: &'a K,
     datagram: &'a [u8],
     now: Instant,
+    permit: Option<SessionPermit>,
     opened: &'a mut Option<Arc<Lane<K>>>,
 }
 
@@ -106,13 +111,14 @@ impl<K: Clone + Eq + Hash> Table<K> {
             }
             if lane.is_none() {
                 match self.vet(datagram.len()) {
-                    Ok(()) => {
+                    Ok(permit) => {
                         let opened = &mut lane;
                         open(Vacancy {
                             table: self,
                             peer,
                             datagram,
                             now,
+                            permit,
                             opened,
                         });
                         if lane.is_none() {
@@ -195,8 +201,9 @@ impl<K: Clone + Eq + Hash> Table<K> {
         &self.shared
     }
 
-    /// Whether a session may be opened for a datagram of `len` bytes.
-    fn vet(&mut self, len: usize) -> Result<(), DropReason> {
+    /// Whether a session may be opened for a datagram of `len` bytes, and the right to it where those of the process are
+    /// counted.
+    fn vet(&mut self, len: usize) -> Result<Option<SessionPermit>, DropReason> {
         if self.draining {
             return Err(DropReason::Draining);
         }
@@ -212,7 +219,10 @@ impl<K: Clone + Eq + Hash> Table<K> {
         if !self.pool.has_room(len) {
             return Err(DropReason::MemoryLimit);
         }
-        Ok(())
+        match &self.limits.process {
+            Some(process) => process.session().map(Some).ok_or(DropReason::SessionLimit),
+            None => Ok(None),
+        }
     }
 
     fn open(
@@ -221,6 +231,7 @@ impl<K: Clone + Eq + Hash> Table<K> {
         peer: &K,
         idle_timeout: Duration,
         datagram: &[u8],
+        permit: Option<SessionPermit>,
     ) -> Arc<Lane<K>> {
         let id = self.next_id;
         self.next_id += 1;
@@ -231,6 +242,7 @@ impl<K: Clone + Eq + Hash> Table<K> {
             idle_timeout,
             self.pool.clone(),
             self.shared.clone(),
+            permit,
         );
         let lane = Arc::new(lane);
         if let Pushed::Dropped(reason) = lane.push(datagram, &self.limits) {
@@ -270,9 +282,8 @@ impl<K> Drop for Table<K> {
 
 impl<K: Clone + Eq + Hash> Vacancy<'_, K> {
     pub(super) fn accept(&mut self, idle_timeout: Duration) -> Arc<Lane<K>> {
-        let lane = self
-            .table
-            .open(self.now, self.peer, idle_timeout, self.datagram);
+        let (peer, datagram, permit) = (self.peer, self.datagram, self.permit.take());
+        let lane = (self.table).open(self.now, peer, idle_timeout, datagram, permit);
         *self.opened = Some(lane.clone());
         lane
     }

@@ -28,7 +28,7 @@ reasons! {
     QueueFull = "queue_full",
     /// The socket's sessions together hold as many bytes as they may.
     MemoryLimit = "memory_limit",
-    /// The socket has as many sessions as it may have.
+    /// The socket, or all sockets of the process together, have as many sessions as they may have.
     SessionLimit = "session_limit",
     /// The server wanted no session for this peer.
     Refused = "refused",

@@ -12,25 +12,6 @@ pub struct IpConfig {
     ranges: Vec<At<String>>,
 }
 
-impl IpConfig {
-    fn ranges(&self, cx: &mut Provision<'_>) -> Result<IpRanges, Rejected> {
-        let texts = cx.all(&self.ranges, |cx, text| cx.expand_load(text))?;
-        let mut rejected = Ok(());
-        for (text, at) in texts.iter().zip(&self.ranges) {
-            if let Err((_, why)) = IpRanges::parse([text.as_str()]) {
-                rejected = Err(cx.reject_help(
-                    at.node(),
-                    why,
-                    "write an address or a prefix, such as \"192.0.2.1\" or \"10.0.0.0/8\"",
-                ));
-            }
-        }
-        rejected?;
-        IpRanges::parse(texts.iter().map(String::as_str))
-            .map_err(|(_, why)| cx.reject(cx.node(), why))
-    }
-}
-
 /// Matches clients by address: the one a PROXY header named, if one was accepted. Never on a Unix socket.
 pub struct MatchRemoteIp(IpRanges);
 
@@ -39,7 +20,7 @@ impl MatcherModule for MatchRemoteIp {
     type Config = IpConfig;
 
     fn provision(config: IpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
-        Ok(Self(config.ranges(cx)?))
+        Ok(Self(cx.ip_ranges(&config.ranges)?))
     }
 }
 
@@ -61,7 +42,7 @@ impl MatcherModule for MatchLocalIp {
     type Config = IpConfig;
 
     fn provision(config: IpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
-        Ok(Self(config.ranges(cx)?))
+        Ok(Self(cx.ip_ranges(&config.ranges)?))
     }
 }
 

@@ -1,6 +1,6 @@
 use l4_core::conn::MATCH_LIMIT;
 use l4_core::prelude::*;
-use regex::Regex;
+use l4_core::regexp::{Expression, expand_pattern};
 use regex_syntax::hir::{Look, literal};
 use serde::Deserialize;
 use smallvec::SmallVec;
@@ -29,7 +29,7 @@ pub struct RegexpConfig {
 pub struct MatchRegexp {
     count: usize,
     hex: bool,
-    regex: Regex,
+    expression: Expression,
     /// What the searched text must begin with, one of these, if the expression tells.
     beginnings: Option<Box<[Box<[u8]>]>>,
 }
@@ -41,16 +41,10 @@ impl MatcherModule for MatchRegexp {
     fn provision(config: RegexpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
         let node = config.pattern.as_ref().map_or(cx.node(), At::node);
         let pattern = match &config.pattern {
-            Some(pattern) => expand(pattern, cx)?,
+            Some(pattern) => expand_pattern(pattern, cx)?,
             None => String::new(),
         };
-        let regex = Regex::new(&pattern).map_err(|error| {
-            // A syntax error draws the expression over several lines; its last one says what is wrong.
-            let text = error.to_string();
-            let why = text.lines().last().unwrap_or_default();
-            let why = why.strip_prefix("error: ").unwrap_or(why);
-            cx.reject(node, format!("invalid regular expression: {why}"))
-        });
+        let expression = Expression::new(&pattern).map_err(|error| error.reject(node, cx));
         let count = match config.count.filter(|count| **count != 0) {
             Some(count) if usize::from(*count) > MATCH_LIMIT => Err(cx.reject_help(
                 count.node(),
@@ -60,32 +54,18 @@ impl MatcherModule for MatchRegexp {
             Some(count) => Ok(usize::from(*count)),
             None => Ok(DEFAULT),
         };
+        let (count, expression) = (count?, expression?);
         Ok(Self {
-            count: count?,
+            count,
             hex: config.hex,
-            regex: regex?,
-            beginnings: beginnings(&pattern, config.hex),
+            beginnings: beginnings(expression.translated(), config.hex),
+            expression,
         })
     }
 }
 
-/// Fills in the placeholders of a pattern. A repetition such as `{2,5}` looks like one and would silently vanish.
-fn expand(pattern: &At<String>, cx: &mut Provision<'_>) -> Result<String, Rejected> {
-    let expanded = cx.expand_load(pattern)?;
-    if cx.expand_known(pattern)? != expanded {
-        cx.warn(
-            pattern.node(),
-            format!(
-                "{{…}} is a placeholder, and one that is unknown here is left out: the pattern \
-                 becomes {expanded:?}; for a repetition write \\{{2,5\\}}"
-            ),
-        );
-    }
-    Ok(expanded)
-}
-
 /// The beginnings of all texts that an anchored expression can match; `None` if there are too many to list, or if it
-/// can match further inside.
+/// can match further inside. `pattern` is in the dialect of the engine.
 fn beginnings(pattern: &str, hex: bool) -> Option<Box<[Box<[u8]>]>> {
     let expression = regex_syntax::parse(pattern).ok()?;
     if !expression
@@ -123,7 +103,7 @@ impl MatchRegexp {
                 true => hex(searched, &mut scratch),
                 false => lossy(searched, &mut scratch),
             };
-            return Verdict::from_bool(self.regex.is_match(text));
+            return Verdict::from_bool(self.expression.is_match(text));
         }
         let missing = self.count - bytes.len();
         let Some(beginnings) = &self.beginnings else {
@@ -299,6 +279,29 @@ mod tests {
     }
 
     #[test]
+    fn the_syntax_is_that_of_re2() {
+        for (pattern, bytes, expected) in [
+            // ASCII classes, which a digit or letter of another script is not in.
+            ("^\\d", &b"\xd9\xa3aa"[..], false),
+            ("^\\D", b"\xd9\xa3aa", true),
+            ("^\\w", "\u{e9}aa".as_bytes(), false),
+            // Not an intersection.
+            ("^[a&&b]&", b"&&aa", true),
+            ("^\\Qa.b\\E", b"a.bc", true),
+            ("^\\Qa.b\\E", b"axbc", false),
+            ("^\\123", b"Sabc", true),
+        ] {
+            let matcher = made(pattern, 4, false);
+            check(&matcher, bytes, Verdict::from_bool(expected));
+        }
+        // What is known of the beginning is known of the translated pattern.
+        assert_eq!(
+            decided_after(&made("^\\QS.\\E", 4, false), b"SSH-"),
+            Some(2)
+        );
+    }
+
+    #[test]
     fn placeholders_are_filled_in_when_loading() {
         let with = regexp(r#"{"pattern": "^{env.CONNCEPT_SURELY_UNSET}SSH-"}"#);
         check(&with, b"SSH-", Verdict::Match);
@@ -340,6 +343,10 @@ mod tests {
                     "count 16385 is more than can be waited for".to_owned()
                 ),
             ]
+        );
+        assert_eq!(
+            refused(r#"{"pattern": "(?=a)"}"#)[0].1,
+            "invalid regular expression: unknown kind of group (?="
         );
         assert_eq!(refused(r#"{"count": 65536}"#)[0].0, "/count");
         assert_eq!(refused(r#"{"count": -1}"#)[0].0, "/count");

@@ -49,8 +49,8 @@ impl MatchRemoteIp {
     /// # Errors
     /// [`Rejected`] once the reason was reported to `cx`.
     pub fn provision(config: RemoteIpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
-        let ranges = parse(config.ranges, cx);
-        let not_ranges = parse(config.not_ranges, cx);
+        let ranges = cx.ip_ranges(&config.ranges.unwrap_or_default());
+        let not_ranges = cx.ip_ranges(&config.not_ranges.unwrap_or_default());
         Ok(Self {
             ranges: ranges?,
             not_ranges: not_ranges?,
@@ -65,7 +65,7 @@ impl MatchLocalIp {
     /// [`Rejected`] once the reason was reported to `cx`.
     pub fn provision(config: LocalIpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
         Ok(Self {
-            ranges: parse(config.ranges, cx)?,
+            ranges: cx.ip_ranges(&config.ranges.unwrap_or_default())?,
         })
     }
 }
@@ -93,11 +93,4 @@ impl HandshakeMatch for MatchLocalIp {
         conn.local_ip()
             .is_some_and(|ip| self.ranges.is_empty() || self.ranges.contains(ip))
     }
-}
-
-fn parse(entries: Option<Vec<At<String>>>, cx: &mut Provision<'_>) -> Result<IpRanges, Rejected> {
-    let entries = entries.unwrap_or_default();
-    let expanded = cx.all(&entries, |cx, entry| cx.expand_load(entry))?;
-    IpRanges::parse(expanded.iter().map(String::as_str))
-        .map_err(|(i, message)| cx.reject(entries.get(i).map_or(cx.node(), At::node), message))
 }

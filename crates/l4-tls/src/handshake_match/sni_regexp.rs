@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use l4_core::config::At;
 use l4_core::conn::Capture;
-use l4_core::regexp::{Expression, NamedExpression};
+use l4_core::regexp::{Expression, NamedExpression, expand_pattern};
 use l4_core::{Cost, Provision, Rejected};
 
 use super::{HandshakeMatch, HandshakeScope};
@@ -37,7 +37,7 @@ impl MatchSniRegexp {
     /// [`Rejected`] once the reason was reported to `cx`.
     pub fn provision(config: SniRegexpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
         let pattern = match &config.pattern {
-            Some(pattern) => expand(pattern, cx)?,
+            Some(pattern) => expand_pattern(pattern, cx)?,
             None => String::new(),
         };
         let expression = Expression::ignoring_case(&pattern).map_err(|error| {
@@ -65,19 +65,4 @@ impl HandshakeMatch for MatchSniRegexp {
     fn cost(&self) -> Cost {
         Cost::Regex
     }
-}
-
-/// Fills in the placeholders of a pattern. A repetition such as `{2,5}` looks like one and would silently vanish.
-fn expand(pattern: &At<String>, cx: &mut Provision<'_>) -> Result<String, Rejected> {
-    let expanded = cx.expand_load(pattern)?;
-    if cx.expand_known(pattern)? != expanded {
-        cx.warn(
-            pattern.node(),
-            format!(
-                "{{…}} is a placeholder, and one that is unknown here is left out: the pattern \
-                 becomes {expanded:?}; for a repetition write \\{{2,5\\}}"
-            ),
-        );
-    }
-    Ok(expanded)
 }

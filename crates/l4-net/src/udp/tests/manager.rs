@@ -6,6 +6,7 @@ use super::super::lane::{Lane, RESERVE, cost};
 use super::super::manager::{Limits, Table};
 use super::super::stats::{DropReason, Stats};
 use super::{Bell, recv};
+use crate::limits::ConnectionLimit;
 
 /// A table with its clock and everything that was opened.
 struct Socket {
@@ -475,4 +476,48 @@ fn sessions_that_close_early_do_not_pile_up_in_the_timer() {
     }
     assert!(socket.table.entries() < 2000, "{}", socket.table.entries());
     assert!(socket.table.is_empty());
+}
+
+#[test]
+fn the_sockets_of_a_process_share_what_their_sessions_may_take() {
+    let process = ConnectionLimit::new(3);
+    let limits = Limits {
+        process: Some(process.clone()),
+        ..Limits::default()
+    };
+    let (mut one, mut other) = (Socket::new(limits.clone()), Socket::new(limits));
+    let first = one.open(1, b"a");
+    let _second = one.open(2, b"a");
+    let _third = other.open(1, b"a");
+    assert!(one.deliver(3, b"a").is_none());
+    assert!(other.deliver(3, b"a").is_none());
+    for socket in [&one, &other] {
+        assert_eq!(socket.stats.dropped(DropReason::SessionLimit), 1);
+    }
+    // Those that exist go on.
+    assert!(one.deliver(1, b"bc").is_none());
+    assert_eq!([one.recv(&first), one.recv(&first)], [data(1), data(2)]);
+    // One that is over for the socket may still hold a descriptor.
+    assert!(one.recv(&first).is_pending());
+    one.pass(IDLE);
+    assert_eq!(one.recv(&first), OVER);
+    assert!(other.deliver(3, b"a").is_none());
+    first.close();
+    other.open(3, b"a");
+    assert_eq!(process.sessions(), 3);
+}
+
+#[test]
+fn a_refused_peer_takes_nothing_of_what_sessions_share() {
+    let process = ConnectionLimit::new(1);
+    let mut socket = Socket::new(Limits {
+        process: Some(process.clone()),
+        ..Limits::default()
+    });
+    for peer in 0..3 {
+        let (now, wake) = (socket.now, &mut socket.wake);
+        socket.table.deliver(now, &peer, [&b"a"[..]], wake, |_| {});
+    }
+    assert_eq!(socket.stats.dropped(DropReason::Refused), 3);
+    assert_eq!(process.sessions(), 0);
 }

@@ -60,6 +60,7 @@ impl World {
             queue: 8,
             session_bytes: 150_000,
             total_bytes: 400_000,
+            process: None,
         };
         let stats = Arc::new(Stats::default());
         Self {
