@@ -82,10 +82,13 @@ impl AsyncHandler for Cover {
     }
 }
 
+/// A connection that is or was served: its record, and its task.
+type Served = (Arc<Record>, JoinHandle<()>);
+
 /// A server with the handler behind others, on a TCP socket.
 struct Server {
     address: SocketAddr,
-    served: Arc<Mutex<Vec<(Arc<Record>, JoinHandle<()>)>>>,
+    served: Arc<Mutex<Vec<Served>>>,
 }
 
 impl Server {
