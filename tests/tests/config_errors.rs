@@ -333,29 +333,6 @@ fn ports_in_use_are_refused_with_who_has_them() {
 }
 
 #[test]
-fn a_second_process_of_this_program_does_not_share_a_port() {
-    let ip = loopback();
-    let _first = Conncept::serving(&config(json!({
-        "tcp": echo(&format!("{ip}:80")),
-        "udp": echo(&format!("udp/{ip}:53")),
-    })));
-    for address in [format!("{ip}:80"), format!("udp/{ip}:53")] {
-        let quoted = format!("\"{address}\"");
-        Refusal {
-            text: &with_server(&format!("{{\"listen\": [{quoted}]}}")),
-            at: &quoted,
-            pointer: "/apps/layer4/servers/a/listen/0",
-            says: &[
-                "cannot listen on",
-                &address,
-                "is already in use by conncept",
-            ],
-        }
-        .check();
-    }
-}
-
-#[test]
 fn one_address_belongs_to_one_server() {
     for (first, second) in [
         ("127.0.0.1:80", "127.0.0.1:080"),

@@ -357,7 +357,7 @@ fn help_and_version_go_to_standard_output() {
         assert_eq!(finished.stdout.lines().count(), 1);
         assert!(finished.stdout.starts_with("v0."), "{finished:?}");
         assert!(
-            finished.stdout.ends_with("MIT OR Apache-2.0\n"),
+            finished.stdout.ends_with("GPL-3.0-or-later\n"),
             "{finished:?}"
         );
     }
@@ -523,4 +523,24 @@ fn console_logs_are_lines_for_people() {
         "{first}"
     );
     assert!(!finished.stderr.contains('\x1b'), "not a terminal");
+}
+
+#[test]
+fn a_process_takes_over_from_another_and_says_that_they_share_the_port() {
+    let ip = loopback();
+    let with = |text: &str| config(json!({"a": responder(&format!("{ip}:80"), text)}));
+    let mut old = Conncept::serving(&with("old"));
+    assert_eq!(ask((ip, 80), b""), "old");
+    let new = Conncept::serving(&with("new"));
+    let warning = new.log_where("a warning", |line| line["level"] == "warn");
+    assert_eq!(warning["address"], format!("{ip}:80"));
+    assert!(
+        warning["msg"]
+            .as_str()
+            .unwrap()
+            .starts_with("another process of this user")
+    );
+    old.signal(Signal::TERM);
+    old.wait();
+    assert_eq!(ask((ip, 80), b""), "new");
 }

@@ -274,7 +274,7 @@ mod tests {
         let limit = ConnectionLimit::new(10_000);
         let address: l4_core::config::Address = "127.0.0.1:0".parse().unwrap();
         let endpoint = Endpoint::of(&address, &SystemResolver).await.unwrap();
-        let (_, bound) = endpoint.open(&address, Sharing::Nobody).unwrap();
+        let (_, bound) = endpoint.open(&address, Sharing::Not).unwrap();
         let to = bound.actual.socket().unwrap();
         let listener = StreamListener::new(bound, Arc::default(), limit).unwrap();
         let waiting = 10 * BURST;

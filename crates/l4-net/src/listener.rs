@@ -181,16 +181,15 @@ impl Endpoint {
     }
 }
 
-/// Who else may have a socket for the same port and an address that overlaps, such as `0.0.0.0` and `127.0.0.1`.
+/// Whether others may have a socket for the same port and an address that overlaps, such as `0.0.0.0` and `127.0.0.1`.
 ///
-/// The kernel lets sockets share a port if all of them have `SO_REUSEPORT`, and then gives each a part of the
-/// connections. So a socket is bound without it, and only given it then: another process that listens there, be it another
-/// of this program, is noticed, and this process can still open what overlaps.
+/// The kernel lets sockets of one user share a port if all of them have `SO_REUSEPORT`, and then gives each a part of the
+/// connections: that is how a process takes over from another without losing any. So that nobody does so unawares, a socket
+/// is bound without it first, and only given it then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sharing {
-    Nobody,
-    /// This process has a socket that overlaps: one that a reload is about to close, or a more or less specific one.
-    OwnSockets,
+    Not,
+    Allowed,
 }
 
 /// A socket that is listened on.
@@ -372,7 +371,7 @@ fn open_ip(
             .set_reuse_address(true)
             .map_err(doing("allowing the address to be reused"))?;
     }
-    if sharing == Sharing::OwnSockets {
+    if sharing == Sharing::Allowed {
         not_fatal("SO_REUSEPORT", address, socket.set_reuse_port(true));
     }
     if !datagrams {

@@ -23,7 +23,7 @@ use socket2::Socket;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use crate::accept::StreamListener;
 use crate::dial::{Resolve, SystemResolver};
@@ -117,14 +117,16 @@ impl ListenerPool {
         for (i, (key, listen)) in wanted.into_iter().enumerate() {
             let plan = self.shared.plan(&running, &key, &listen.address);
             let plan = match plan {
-                Err(ListenError::InUse { address, .. }) if staged.overlaps(&address) => {
-                    Opened::open(
-                        &key,
-                        &listen.address,
-                        &self.shared.limit,
-                        Sharing::OwnSockets,
-                    )
-                    .map(|opened| How::Opened(Box::new(opened)))
+                Err(ListenError::InUse { address, .. }) => {
+                    let (at, limit) = (&listen.address, &self.shared.limit);
+                    let opened = Opened::open(&key, at, limit, Sharing::Allowed);
+                    if opened.is_ok() && !staged.overlaps(&address) {
+                        warn!(
+                            %address,
+                            "another process of this user listens here, too: the kernel splits connections between both"
+                        );
+                    }
+                    opened.map(|opened| How::Opened(Box::new(opened)))
                 }
                 plan => plan,
             };
@@ -507,7 +509,7 @@ impl Shared {
             key,
             address,
             &self.limit,
-            Sharing::Nobody,
+            Sharing::Not,
         )?)))
     }
 

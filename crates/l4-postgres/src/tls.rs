@@ -33,6 +33,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl HandlerModule for PostgresTls {
     const NAME: &'static str = "postgres_tls";
+    const STREAMS_ONLY: bool = true;
     type Config = PostgresTlsConfig;
 
     fn provision(config: PostgresTlsConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {

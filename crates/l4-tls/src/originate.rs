@@ -13,7 +13,7 @@ use std::time::Duration;
 use l4_core::conn::TlsInfo;
 use l4_core::prelude::*;
 use l4_core::upstream::{Peer, PeerTransport, PeerTransports, Unfit};
-use l4_core::{BoxFuture, Io, Transport};
+use l4_core::{BoxFuture, Transport};
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{ClientConfig, ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
@@ -251,8 +251,18 @@ impl PeerTransport for OriginateTls {
                 (None, _) => None,
             };
             let config = self.config(client, identity).map_err(io::Error::other)?;
-            let handshake = TlsConnector::from(Arc::new(config)).connect(name, transport);
-            let stream = match self.timeout {
+            let connector = TlsConnector::from(Arc::new(config));
+            let mut agreed = None;
+            // Bytes are counted at the client's socket.
+            let handshake = transport.layer(async |below| {
+                let stream = connector.connect(name, below).await?;
+                let session = stream.get_ref().1;
+                let version = version_name(session.protocol_version().map_or(0, u16::from));
+                let protocol = session.alpn_protocol().unwrap_or_default();
+                agreed = Some((version, String::from_utf8_lossy(protocol).into_owned()));
+                Ok(stream)
+            });
+            let wrapped = match self.timeout {
                 Some(limit) => tokio::time::timeout(limit, handshake)
                     .await
                     .unwrap_or_else(|_| {
@@ -269,16 +279,14 @@ impl PeerTransport for OriginateTls {
                     named.name
                 )));
             }
-            let stream = stream.map_err(explained)?;
-            let session = stream.get_ref().1;
-            debug!(
-                conn = client.record().id(),
-                version = version_name(session.protocol_version().map_or(0, u16::from)),
-                protocol = %String::from_utf8_lossy(session.alpn_protocol().unwrap_or_default()),
-                "TLS to upstream",
-            );
-            // Bytes are counted at the client's socket.
-            Ok(Transport::new(Io::Layer(Box::new(stream)), None))
+            let wrapped = wrapped.map_err(explained)?;
+            if let Some((version, protocol)) = agreed {
+                debug!(
+                    conn = client.record().id(),
+                    version, protocol, "TLS to upstream"
+                );
+            }
+            Ok(wrapped)
         })
     }
 }

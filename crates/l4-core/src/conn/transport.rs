@@ -227,12 +227,18 @@ impl Transport {
 
     /// Puts something around the session that carries datagrams. The unread ones stay as they are, and so does a stream.
     #[must_use]
-    pub fn map_session(self, wrap: impl FnOnce(Box<dyn Session>) -> Box<dyn Session>) -> Self {
-        let io = match self.io {
+    pub fn map_session(mut self, wrap: impl FnOnce(Box<dyn Session>) -> Box<dyn Session>) -> Self {
+        self.io = match self.take_io() {
             Io::Datagram(session) => Io::Datagram(wrap(session)),
             io => io,
         };
-        Self { io, ..self }
+        self
+    }
+
+    /// What carries the bytes; nothing does until it is put back.
+    fn take_io(&mut self) -> Io {
+        // Takes no memory: it has no size.
+        mem::replace(&mut self.io, Io::Layer(Box::new(tokio::io::empty())))
     }
 
     /// Has every datagram pass through `filter`: the unread ones now, others when they are received. A stream is left as
@@ -311,8 +317,7 @@ impl Transport {
             return Raw::Stacked(self);
         }
         let prefix = mem::take(&mut self.prefix);
-        // Takes no memory: it has no size.
-        match mem::replace(&mut self.io, Io::Layer(Box::new(tokio::io::empty()))) {
+        match self.take_io() {
             Io::Tcp(socket) => Raw::Tcp {
                 socket,
                 unread: prefix.into_bytes(),

@@ -97,6 +97,7 @@ const LINGER_BYTES: usize = 64 * 1024;
 
 impl HandlerModule for Socks5 {
     const NAME: &'static str = "socks5";
+    const STREAMS_ONLY: bool = true;
     type Config = Socks5HandlerConfig;
 
     fn provision(config: Socks5HandlerConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
