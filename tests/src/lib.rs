@@ -44,6 +44,8 @@ pub fn run_with(args: &[&str], prepare: impl FnOnce(&mut Command), input: &[u8])
     let mut command = Command::new(program());
     command
         .args(args)
+        // Whatever the user who runs the tests has there is none of their business.
+        .env("XDG_DATA_HOME", "/nonexistent")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -130,6 +132,7 @@ impl Conncept {
         let stdout = fs::File::create(dir.path().join("stdout")).unwrap();
         command
             .current_dir(dir.path())
+            .env("XDG_DATA_HOME", dir.path().join("data"))
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(Stdio::piped());
@@ -141,6 +144,11 @@ impl Conncept {
     /// A directory of the test's own: working directory of the program and home of its configuration.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Where it keeps certificates and keys unless the configuration says otherwise.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data/conncept")
     }
 
     /// The configuration file.

@@ -67,13 +67,20 @@ struct Family {
 const MATCHERS: &str = "layer4.matchers";
 const HANDLERS: &str = "layer4.handlers";
 const APPS: &str = "";
+const STORAGES: &str = "caddy.storage";
 
 const FAMILIES: &[Family] = &[
     Family {
         feature: "tls",
         built: cfg!(feature = "tls"),
         copyleft: false,
-        modules: &[(MATCHERS, "tls"), (HANDLERS, "tls"), (APPS, "tls")],
+        modules: &[
+            (MATCHERS, "tls"),
+            (HANDLERS, "tls"),
+            (APPS, "tls"),
+            (APPS, "pki"),
+            (STORAGES, "file_system"),
+        ],
     },
     Family {
         feature: "http",

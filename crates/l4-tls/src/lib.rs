@@ -3,26 +3,34 @@
 //! The matcher `tls` and the modules of `tls.handshake_match` that it is made of, the placeholders `{l4.tls.*}`, and the
 //! parser behind them: a hello is read from the unread bytes and stays there for whoever handles the connection. The
 //! handler `tls` is one who does: it chooses a connection policy and a certificate by the hello, and then lets rustls
-//! speak. Certificates come from the application `tls`, which reads them when the configuration is loaded; none are
-//! obtained or renewed.
+//! speak. Certificates come from the application `tls`: those in files are read when the configuration is loaded; others
+//! are made and renewed in the background, signed by an authority of the application `pki`, and kept in storage.
 //!
 //! Start reading at [`ClientHello`], then [`MatchTls`], then [`HandshakeMatch`], the trait that a further condition on
-//! a hello implements; for termination at [`TlsTerminate`], then [`Certificates`].
+//! a hello implements; for termination at [`TlsTerminate`], then [`Certificates`]; for certificates that are made here at
+//! [`Issuer`], the trait of who certifies names.
 
 mod app;
+mod automate;
 mod certs;
 mod client_auth;
 mod client_hello;
 mod handshake_match;
 mod info;
+mod keys;
 mod matcher;
 mod pem;
+mod pki;
 mod placeholders;
 mod policy;
 mod records;
+mod storage;
 mod terminate;
 
 pub use app::{TlsApp, TlsAppConfig};
+pub use automate::{
+    CertificateRequest, InternalIssuerConfig, IssueError, Issued, Issuer, Issuers, Subject,
+};
 pub use certs::{Certificate, CertificateError, Certificates};
 pub use client_auth::{ClientVerifiers, LeafLoaders, TrustPools, VerifyClient};
 pub use client_hello::ClientHello;
@@ -32,9 +40,12 @@ pub use handshake_match::{
     SniRegexpConfig,
 };
 pub use info::TlsInfo;
+pub use keys::{KeyError, KeyType, PrivateKey};
 pub use matcher::MatchTls;
 pub use pem::PemError;
+pub use pki::{PkiApp, PkiConfig};
 pub use policy::PolicyConfig;
+pub use storage::{FileStorage, FileStorageConfig, release_locks};
 pub use terminate::{DEFAULT_HANDSHAKE_TIMEOUT, TerminateConfig, TlsTerminate};
 
 use l4_core::Registry;
@@ -45,6 +56,9 @@ pub fn register(reg: &mut Registry) {
     reg.matcher::<MatchTls>();
     reg.handler::<TlsTerminate>();
     reg.app::<TlsApp>();
+    reg.app::<PkiApp>();
+    automate::register(reg);
+    storage::register(reg);
     client_auth::register(reg);
     handshake_match::register(reg);
     reg.placeholders("l4.tls.", placeholders::source);
