@@ -5,9 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use e2e::{Finished, run, run_with};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// One Markdown file.
 struct Page {
@@ -115,6 +117,22 @@ struct Section {
 }
 
 impl Section {
+    /// The fields of its table: each one's name and type.
+    fn fields(&self) -> Vec<(String, String)> {
+        let rows = self
+            .lines
+            .iter()
+            .skip_while(|line| !line.starts_with("| Field |"));
+        let rows = rows.skip(2).take_while(|line| line.starts_with('|'));
+        rows.flat_map(|row| {
+            let cells: Vec<&str> = row.split('|').collect();
+            let kind = cells[2].trim().to_owned();
+            let names: Vec<String> = code_spans(cells[1]).collect();
+            names.into_iter().map(move |name| (name, kind.clone()))
+        })
+        .collect()
+    }
+
     /// The names in the first column of the tables whose first heading is `title`.
     fn column(&self, title: &str) -> BTreeSet<String> {
         let header = format!("| {title} |");
@@ -150,8 +168,19 @@ fn root() -> PathBuf {
 
 /// All Markdown files at the root and in `docs`.
 fn pages() -> Vec<Page> {
+    pages_in(&["", "docs", "docs/matchers", "docs/handlers", "docs/apps"])
+}
+
+/// The pages that describe the configuration.
+fn reference() -> Vec<Page> {
+    let mut pages = pages_in(&["docs/matchers", "docs/handlers", "docs/apps"]);
+    pages.push(configuration());
+    pages
+}
+
+fn pages_in(directories: &[&str]) -> Vec<Page> {
     let mut pages = Vec::new();
-    for directory in ["", "docs"] {
+    for directory in directories {
         for entry in fs::read_dir(root().join(directory)).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             if name.ends_with(".md") {
@@ -164,25 +193,99 @@ fn pages() -> Vec<Page> {
     pages
 }
 
+/// The modules that a page has headings for: `layer4.matchers.tls`.
+fn modules(page: &Page) -> Vec<String> {
+    let headings = page.headings();
+    let ids = headings
+        .iter()
+        .filter_map(|heading| heading.strip_prefix('`')?.strip_suffix('`'));
+    ids.map(str::to_owned).collect()
+}
+
+/// What stands under a heading: `handlers/proxy#Upstream`, or the id of a module wherever it stands.
+fn section(place: &str) -> Section {
+    if let Some((page, heading)) = place.split_once('#') {
+        return Page::read(&format!("docs/{page}.md")).section(heading);
+    }
+    let pages = reference();
+    let page = pages
+        .iter()
+        .find(|page| modules(page).iter().any(|id| id == place))
+        .unwrap_or_else(|| panic!("no section about {place}"));
+    page.section(&format!("`{place}`"))
+}
+
+/// Where the examples expect files.
+const FILES: &str = "/etc/conncept";
+
+/// Stands in the examples for a certificate: DER in base64.
+const CERTIFICATE: &str = "MIIBszCCAVmgAwIBAgIU...";
+
+/// An example with files that exist and a certificate that is one.
+fn filled_in(example: &str) -> String {
+    let pem = fs::read_to_string(files().join("clients.pem")).unwrap();
+    let base64: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    example
+        .replace(FILES, files().to_str().unwrap())
+        .replace(CERTIFICATE, &base64)
+}
+
+/// The files that the examples name.
+fn files() -> &'static Path {
+    static FILES: LazyLock<TempDir> = LazyLock::new(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(["example.com".to_owned()]).unwrap();
+        let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let both = format!("{certificate}{key}");
+        for (name, text) in [
+            ("example.pem", &certificate),
+            ("example.key", &key),
+            ("clients.pem", &certificate),
+            ("clients.key", &key),
+            ("certificates/all.pem", &both),
+            ("clients/one.pem", &certificate),
+        ] {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        dir
+    });
+    FILES.path()
+}
+
 fn configuration() -> Page {
     Page::read("docs/configuration.md")
 }
 
-/// A whole configuration around a piece of one, which is recognised by its members.
+/// A whole configuration around a piece of one, which is recognised by its members. Handlers that end TLS find a
+/// certificate.
 fn whole(piece: Value) -> Value {
+    let mut config = surrounded(piece);
+    let apps = &mut config["apps"];
+    if apps["layer4"].to_string().contains(r#""handler":"tls""#) && apps.get("tls").is_none() {
+        let file = |name: &str| files().join(name).to_str().unwrap().to_owned();
+        apps["tls"] = json!({"certificates": {"load_files": [
+            {"certificate": file("example.pem"), "key": file("example.key")},
+        ]}});
+    }
+    config
+}
+
+fn surrounded(piece: Value) -> Value {
     let has = |names: &[&str]| names.iter().any(|name| piece.get(name).is_some());
     if has(&["apps"]) {
         piece
     } else if has(&["servers", "grace_period"]) {
         json!({"apps": {"layer4": piece}})
     } else if has(&["handler"]) {
-        whole(json!({"handle": [piece]}))
+        surrounded(json!({"handle": [piece]}))
     } else if has(&["listen", "routes"]) {
-        whole(json!({"servers": {"a": piece}}))
+        surrounded(json!({"servers": {"a": piece}}))
     } else if has(&["match", "handle"]) {
-        whole(json!({"listen": ["127.0.0.1:1"], "routes": [piece]}))
+        surrounded(json!({"listen": ["127.0.0.1:1"], "routes": [piece]}))
     } else {
-        whole(json!({"match": [piece], "handle": [{"handler": "echo"}]}))
+        surrounded(json!({"match": [piece], "handle": [{"handler": "echo"}]}))
     }
 }
 
@@ -195,8 +298,8 @@ fn validate(config: &Value) -> Finished {
 fn every_configuration_in_the_documentation_is_valid_and_causes_no_warning() {
     let mut count = 0;
     for (place, text) in pages().iter().flat_map(Page::configurations) {
-        let piece: Value =
-            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{place}: {error}"));
+        let piece: Value = serde_json::from_str(&filled_in(&text))
+            .unwrap_or_else(|error| panic!("{place}: {error}"));
         assert!(piece.is_object(), "{place}: not an object");
         let finished = validate(&whole(piece));
         assert_eq!(finished.code, Some(0), "{place}: {}", finished.stderr);
@@ -213,37 +316,48 @@ fn every_configuration_in_the_documentation_is_valid_and_causes_no_warning() {
 #[test]
 fn every_module_of_the_build_has_a_section_and_no_other_has_one() {
     let listed = run(&["list-modules"]).stdout;
-    let modules: BTreeSet<&str> = listed.lines().take_while(|line| !line.is_empty()).collect();
-    let page = configuration();
-    let headings = page.headings();
-    let documented: Vec<&str> = headings
-        .iter()
-        .filter_map(|heading| heading.strip_prefix('`')?.strip_suffix('`'))
-        .collect();
-    assert_eq!(documented.iter().copied().collect::<BTreeSet<_>>(), modules);
-    assert_eq!(documented.len(), modules.len(), "a module has two sections");
+    let listed: BTreeSet<&str> = listed.lines().take_while(|line| !line.is_empty()).collect();
+    let documented: Vec<String> = reference().iter().flat_map(modules).collect();
+    let names: BTreeSet<&str> = documented.iter().map(String::as_str).collect();
+    assert_eq!(names, listed);
+    assert_eq!(documented.len(), listed.len(), "a module has two sections");
+}
+
+#[test]
+fn every_matcher_and_handler_has_a_page_that_the_index_leads_to() {
+    let index = configuration().prose();
+    let listed = run(&["list-modules"]).stdout;
+    let mut count = 0;
+    for id in listed.lines().take_while(|line| !line.is_empty()) {
+        for (namespace, folder) in [
+            ("layer4.matchers.", "matchers"),
+            ("layer4.handlers.", "handlers"),
+        ] {
+            let Some(name) = id.strip_prefix(namespace) else {
+                continue;
+            };
+            let page = Page::read(&format!("docs/{folder}/{name}.md"));
+            assert_eq!(page.headings().first(), Some(&format!("`{id}`")));
+            let link = format!("| [`{name}`]({folder}/{name}.md) |");
+            assert!(index.contains(&link), "the index of {folder} lacks {name}");
+            count += 1;
+        }
+    }
+    assert!(count > 20, "{count} pages");
 }
 
 #[test]
 fn every_section_about_a_module_has_an_example_that_uses_it() {
-    let page = configuration();
-    for heading in page.headings() {
-        let Some(id) = heading.strip_prefix('`').and_then(|h| h.strip_suffix('`')) else {
-            continue;
-        };
-        let name = id.rsplit('.').next().unwrap();
-        let used = format!("\"{name}\"");
-        // The example of `proxy` stands under the last of its tables.
-        let heading = if name == "proxy" {
-            "Passive checks"
-        } else {
-            &heading
-        };
-        let section = page.section(heading);
-        assert!(
-            section.blocks.iter().any(|block| block.contains(&used)),
-            "{id} has no example"
-        );
+    for page in reference() {
+        for id in modules(&page) {
+            let name = id.rsplit('.').next().unwrap();
+            let used = format!("\"{name}\"");
+            let section = page.section(&format!("`{id}`"));
+            assert!(
+                section.blocks.iter().any(|block| block.contains(&used)),
+                "{id} has no example"
+            );
+        }
     }
 }
 
@@ -259,106 +373,236 @@ fn valid_fields(piece: Value) -> BTreeSet<String> {
     help.split(", ").map(str::to_owned).collect()
 }
 
-#[test]
-fn tables_of_fields_are_complete() {
-    let page = configuration();
+/// The sections with a table of fields, and a configuration that has an object of that kind, with a field that is not
+/// among them.
+fn tables() -> Vec<(&'static str, Value)> {
     let upstream = json!({"dial": ["127.0.0.1:1"]});
-    for (heading, piece) in [
-        ("Application", json!({"apps": {"layer4": {"none such": 1}}})),
-        ("Server", json!({"listen": [], "none such": 1})),
-        ("Route", json!({"match": [], "none such": 1})),
+    vec![
         (
-            "`layer4.handlers.proxy`",
+            "configuration#Application",
+            json!({"apps": {"layer4": {"none such": 1}}}),
+        ),
+        (
+            "configuration#Server",
+            json!({"listen": [], "none such": 1}),
+        ),
+        ("configuration#Route", json!({"match": [], "none such": 1})),
+        (
+            "layer4.handlers.proxy",
             json!({"handler": "proxy", "upstreams": [upstream], "none such": 1}),
         ),
         (
-            "Upstream",
+            "handlers/proxy#Upstream",
             json!({"handler": "proxy", "upstreams": [{"dial": ["127.0.0.1:1"], "none such": 1}]}),
         ),
         (
-            "Load balancing",
+            "handlers/proxy#Load balancing",
             json!({"handler": "proxy", "upstreams": [upstream], "load_balancing": {"none such": 1}}),
         ),
         (
-            "Health checks",
+            "handlers/proxy#Health checks",
             json!({"handler": "proxy", "upstreams": [upstream], "health_checks": {"none such": 1}}),
         ),
         (
-            "Active checks",
+            "handlers/proxy#Active checks",
             json!({"handler": "proxy", "upstreams": [upstream],
                 "health_checks": {"active": {"none such": 1}}}),
         ),
         (
-            "Passive checks",
+            "handlers/proxy#Passive checks",
             json!({"handler": "proxy", "upstreams": [upstream],
                 "health_checks": {"passive": {"none such": 1}}}),
         ),
         (
-            "`layer4.proxy.selection_policies.random_choose`",
+            "layer4.proxy.selection_policies.random_choose",
             json!({"handler": "proxy", "upstreams": [upstream],
                 "load_balancing": {"selection": {"policy": "random_choose", "none such": 1}}}),
         ),
+        ("tls", json!({"apps": {"tls": {"none such": 1}}})),
         (
-            "`layer4.handlers.subroute`",
+            "apps/tls#Loading certificates",
+            json!({"apps": {"tls": {"certificates": {"none such": 1}}}}),
+        ),
+        (
+            "apps/tls#Certificate files",
+            json!({"apps": {"tls": {"certificates": {"load_files": [{"none such": 1}]}}}}),
+        ),
+        (
+            "apps/tls#Certificate texts",
+            json!({"apps": {"tls": {"certificates": {"load_pem": [{"none such": 1}]}}}}),
+        ),
+        (
+            "layer4.handlers.tls",
+            json!({"handler": "tls", "none such": 1}),
+        ),
+        (
+            "handlers/tls#Connection policy",
+            json!({"handler": "tls", "connection_policies": [{"none such": 1}]}),
+        ),
+        (
+            "handlers/tls#Certificate selection",
+            json!({"handler": "tls", "connection_policies": [{"certificate_selection": {"none such": 1}}]}),
+        ),
+        (
+            "handlers/tls#Client authentication",
+            json!({"handler": "tls", "connection_policies": [{"client_authentication": {"none such": 1}}]}),
+        ),
+        (
+            "layer4.handlers.subroute",
             json!({"handler": "subroute", "none such": 1}),
         ),
         (
-            "`layer4.handlers.throttle`",
+            "layer4.handlers.throttle",
             json!({"handler": "throttle", "none such": 1}),
         ),
         (
-            "`layer4.handlers.tee`",
+            "layer4.handlers.tee",
             json!({"handler": "tee", "none such": 1}),
         ),
         (
-            "`layer4.handlers.respond`",
+            "layer4.handlers.respond",
             json!({"handler": "respond", "none such": 1}),
         ),
         (
-            "`layer4.matchers.remote_ip`",
+            "layer4.matchers.remote_ip",
             json!({"remote_ip": {"none such": 1}}),
         ),
         (
-            "`layer4.matchers.local_ip`",
+            "layer4.matchers.local_ip",
             json!({"local_ip": {"none such": 1}}),
         ),
         (
-            "`layer4.matchers.vars_regexp`",
+            "layer4.matchers.vars_regexp",
             json!({"vars_regexp": {"a": {"pattern": "", "none such": 1}}}),
         ),
         (
-            "`tls.handshake_match.sni_regexp`",
+            "tls.handshake_match.sni_regexp",
             json!({"tls": {"sni_regexp": {"none such": 1}}}),
         ),
         (
-            "`tls.handshake_match.remote_ip`",
+            "tls.handshake_match.remote_ip",
             json!({"tls": {"remote_ip": {"none such": 1}}}),
         ),
         (
-            "`tls.handshake_match.local_ip`",
+            "tls.handshake_match.local_ip",
             json!({"tls": {"local_ip": {"none such": 1}}}),
         ),
-    ] {
-        let documented = page.section(heading).column("Field");
+    ]
+}
+
+#[test]
+fn tables_of_fields_are_complete() {
+    for (heading, piece) in tables() {
+        let documented = section(heading).column("Field");
         assert_eq!(documented, valid_fields(piece), "{heading}");
     }
 }
 
+/// A value that no field of this type takes.
+fn wrong(kind: &str) -> Value {
+    let says = |word: &str| kind.contains(word);
+    match kind {
+        _ if says("list") || says("object") => json!(17),
+        _ if says("duration") => json!("soon"),
+        _ if says("boolean") || says("integer") || says("number") => json!("many"),
+        // One of several words.
+        _ if says("`\"") => json!("no such word"),
+        _ => json!({}),
+    }
+}
+
+/// Puts `value` under `field` where the field is that does not exist.
+fn exchange(piece: &mut Value, field: &str, value: &Value) -> bool {
+    match piece {
+        Value::Object(members) => match members.remove("none such") {
+            Some(_) => {
+                members.insert(field.to_owned(), value.clone());
+                true
+            }
+            None => members
+                .values_mut()
+                .any(|member| exchange(member, field, value)),
+        },
+        Value::Array(items) => items.iter_mut().any(|item| exchange(item, field, value)),
+        _ => false,
+    }
+}
+
+#[test]
+fn every_field_refuses_a_value_of_another_type_with_place_value_and_remedy() {
+    let mut count = 0;
+    for (heading, piece) in tables() {
+        for (field, kind) in section(heading).fields() {
+            let (mut piece, value) = (piece.clone(), wrong(&kind));
+            assert!(exchange(&mut piece, &field, &value), "{heading}");
+            let finished = validate(&whole(piece));
+            let said = &finished.stderr;
+            let place = format!("{heading}, {field} ({kind}) = {value}: {said}");
+            assert_eq!(finished.code, Some(1), "{place}");
+            let mut places = said
+                .lines()
+                .filter_map(|line| line.trim_start().strip_prefix("= at: "));
+            assert!(
+                places.any(|at| at.ends_with(&format!("/{field}"))),
+                "{place}"
+            );
+            assert!(said.contains("--> stdin:1:"), "{place}");
+            assert!(
+                said.contains("= value: ") || said.contains(&value.to_string()),
+                "{place}"
+            );
+            assert!(
+                ["expected", "= help: ", "not in this build yet"]
+                    .iter()
+                    .any(|word| said.contains(word)),
+                "{place}"
+            );
+            count += 1;
+        }
+    }
+    assert!(count >= 100, "{count} fields");
+}
+
+#[test]
+fn every_matcher_refuses_a_value_of_another_type_with_place_value_and_remedy() {
+    let listed = run(&["list-modules"]).stdout;
+    let mut count = 0;
+    for id in listed.lines().take_while(|line| !line.is_empty()) {
+        let (namespace, name) = id.rsplit_once('.').unwrap_or(("", id));
+        let member = json!({name: 17});
+        let piece = match namespace {
+            "layer4.matchers" => member,
+            "http.matchers" => json!({"http": [member]}),
+            "tls.handshake_match" => json!({"tls": member}),
+            _ => continue,
+        };
+        let finished = validate(&whole(piece));
+        let said = &finished.stderr;
+        assert_eq!(finished.code, Some(1), "{id}: {said}");
+        assert!(said.contains(&format!("/{name}\n")), "{id}: {said}");
+        assert!(
+            said.contains("expected") && said.contains("the number 17"),
+            "{id}: {said}"
+        );
+        count += 1;
+    }
+    assert!(count > 25, "{count} matchers");
+}
+
 #[test]
 fn modules_that_are_said_to_have_no_fields_have_none() {
-    let page = configuration();
     for (heading, piece) in [
-        ("`layer4.matchers.ssh`", json!({"ssh": {"none such": 1}})),
+        ("layer4.matchers.ssh", json!({"ssh": {"none such": 1}})),
         (
-            "`layer4.handlers.echo`",
+            "layer4.handlers.echo",
             json!({"handler": "echo", "none such": 1}),
         ),
         (
-            "`layer4.handlers.close`",
+            "layer4.handlers.close",
             json!({"handler": "close", "none such": 1}),
         ),
     ] {
-        let text = page.section(heading).lines.join(" ");
+        let text = section(heading).lines.join(" ");
         assert!(text.contains("No fields."), "{heading}");
         let finished = validate(&whole(piece));
         assert!(

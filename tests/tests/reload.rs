@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use e2e::{
     Conncept, Reload, Signal, ask, config, connect, datagrams, drain, echo, echoes, eventually,
@@ -304,6 +304,37 @@ fn a_signal_loads_an_unchanged_file_again() {
 }
 
 #[test]
+fn watching_does_not_load_a_file_that_is_being_written() {
+    const AT_ONCE: Duration = Duration::from_millis(100);
+    let ip = loopback();
+    let with = |text: &str| config(json!({"a": responder(&format!("{ip}:80"), text)})).to_string();
+    let conncept = Conncept::serving_with(&serde_json::from_str(&with("0")).unwrap(), &["--watch"]);
+    for attempt in 1.. {
+        let before = conncept.log_count();
+        let text = attempt.to_string();
+        let mut file = fs::File::create(conncept.config_file()).unwrap();
+        let mut longest = Duration::ZERO;
+        // Longer than from one look at the file to the next.
+        let (first, whole) = (Instant::now(), with(&text));
+        for piece in whole.as_bytes().chunks(1) {
+            let written = Instant::now();
+            file.write_all(piece).unwrap();
+            pause(Duration::from_millis(10));
+            longest = longest.max(written.elapsed());
+        }
+        assert!(first.elapsed() > Duration::from_secs(1));
+        let outcome = conncept.reloaded_after(before);
+        // On a machine that was busy with something else, the file really did stay the same for a while.
+        if longest < AT_ONCE {
+            assert_eq!(outcome, Reload::Done);
+            assert_eq!(ask((ip, 80), b""), text);
+            return;
+        }
+        eventually("the whole file is served", || ask((ip, 80), b"") == text);
+    }
+}
+
+#[test]
 fn watching_follows_the_file_over_broken_and_missing_versions() {
     let ip = loopback();
     let with = |text: &str| config(json!({"a": responder(&format!("{ip}:80"), text)}));
@@ -378,7 +409,13 @@ fn two_hundred_reloads_under_load_refuse_and_break_nothing() {
     let taken = TcpListener::bind((ip, 443)).unwrap();
     let tcp: SocketAddr = (ip, 80).into();
     let udp: SocketAddr = (ip, 53).into();
-    let servers = || json!({"tcp": echo(&tcp.to_string()), "udp": echo(&format!("udp/{udp}"))});
+    let kept: SocketAddr = (ip, 54).into();
+    let servers = || {
+        let mut servers = json!({"tcp": echo(&tcp.to_string()), "udp": echo(&format!("udp/{udp}")), "kept": echo(&format!("udp/{kept}"))});
+        // So that the sessions of the load are over soon after it.
+        servers["udp"]["idle_timeout"] = json!("2s");
+        servers
+    };
     let good = |i: usize| {
         let mut servers = servers();
         servers["other"] = responder(&format!("{ip}:{}", 1000 + i), &i.to_string());
@@ -401,11 +438,18 @@ fn two_hundred_reloads_under_load_refuse_and_break_nothing() {
 
     let conncept = Conncept::serving(&serde_json::from_str(&good(0)).unwrap());
     let mut keeper = connect(tcp);
-    let session = datagrams(udp);
+    let session = datagrams(kept);
     echoes(&mut keeper, b"keeper");
     exchange(&session, b"keeper");
-    // Whatever a first load leaves behind for all later ones is there now.
-    assert_eq!(conncept.reload_unwritten(), Reload::Done);
+    // How many tasks there are when one more load is through.
+    let tasks = || {
+        assert_eq!(conncept.reload_unwritten(), Reload::Done);
+        let logs = conncept.logs();
+        let mut loads = logs.iter().rev().filter_map(|line| line["tasks"].as_u64());
+        loads.next().unwrap()
+    };
+    // Whatever a first load leaves behind for all later ones is there now. Tasks of the load before may still be ending.
+    let before = (0..5).map(|_| tasks()).min().unwrap();
     let (descriptors, threads) = (conncept.descriptors(), conncept.threads());
 
     let tally = Arc::new(Tally::default());
@@ -464,5 +508,6 @@ fn two_hundred_reloads_under_load_refuse_and_break_nothing() {
     eventually("threads are back to where they were", || {
         conncept.threads() <= threads
     });
+    eventually("tasks are back to where they were", || tasks() <= before);
     drop(taken);
 }

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use l4_core::Registry;
 use l4_core::config::{ConfigError, Errors};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -24,6 +25,12 @@ use crate::{Build, cmd, default_config, logging, runtime};
 
 /// How often `--watch` looks at the file.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a changed file must stay the same before it is loaded: whoever writes it may not be through.
+const SETTLE_TIME: Duration = Duration::from_millis(250);
+
+/// How often a file that keeps changing is looked at before it is loaded as it is.
+const MOST_LOOKS: usize = 20;
 
 pub(crate) fn run(args: &RunArgs, build: &Build) -> ExitCode {
     let source = match cmd::prepare(&args.envfile, args.config.clone(), args.adapter.as_deref()) {
@@ -167,17 +174,41 @@ impl Process {
             if trigger == Trigger::Changed && text.bytes == seen {
                 continue;
             }
+            let text = match trigger {
+                Trigger::Signal => text,
+                Trigger::Changed => match self.settled(text).await {
+                    Ok(text) if text.bytes == seen => continue,
+                    Ok(text) => text,
+                    // Being replaced. The next look says whether it is gone.
+                    Err(_) => continue,
+                },
+            };
             seen.clone_from(&text.bytes);
             let file = text.name.clone();
             info!(target: "conncept", file, "loading the configuration");
             match instance.load(text, trigger == Trigger::Signal).await {
                 Ok(Outcome::Loaded) => {
-                    info!(target: "conncept", file, "serving the new configuration")
+                    // One that grows from load to load says that something is left behind.
+                    let tasks = Handle::current().metrics().num_alive_tasks();
+                    info!(target: "conncept", file, tasks, "serving the new configuration")
                 }
                 Ok(Outcome::Unchanged) => info!(target: "conncept", file, "config is unchanged"),
                 Err(errors) => report(&errors),
             }
         }
+    }
+
+    /// Looks at the file, which was `text` a moment ago, until it stays the same.
+    async fn settled(&self, mut text: Text) -> Result<Text, Errors> {
+        for _ in 0..MOST_LOOKS {
+            sleep(SETTLE_TIME).await;
+            let now = self.read().await?;
+            if now == text {
+                break;
+            }
+            text = now;
+        }
+        Ok(text)
     }
 
     async fn read(&self) -> Result<Text, Errors> {

@@ -280,4 +280,4 @@ pub(super) fn in_range((least, greatest): (impl Display, impl Display)) -> Strin
 }
 
 /// Longer lists of valid names are left to the reference pages.
-const MAX_LISTED: usize = 12;
+const MAX_LISTED: usize = 32;
