@@ -325,9 +325,13 @@ impl Authority {
         let now = now();
         let not_after = match given {
             Some(not_after) => not_after,
-            None => match self.stored(Tier::Root) {
-                Ok(Some(root)) => root.validity.not_after,
-                Ok(None) => Validity::new(now, ROOT_LIFETIME).not_after,
+            None => match self.stored_chain(Tier::Root) {
+                Ok(chain) => {
+                    chain
+                        .and_then(|chain| Validity::of_chain(&chain))
+                        .unwrap_or(Validity::new(now, ROOT_LIFETIME))
+                        .not_after
+                }
                 Err(error) => {
                     cx.warn(
                         node,
@@ -464,27 +468,35 @@ impl Authority {
         )
     }
 
-    fn stored(&self, tier: Tier) -> Result<Option<Signer>, AuthorityError> {
-        let load = |extension: &str| {
-            let key = self.key(tier, extension);
-            let what = self.storage.describe(&key);
-            (self.storage.load(&key), what)
-        };
-        let (chain, what) = load("crt");
-        let chain = match chain {
-            Ok(chain) => chain,
+    /// The certificate in storage, with its chain.
+    fn stored_chain(
+        &self,
+        tier: Tier,
+    ) -> Result<Option<Vec<CertificateDer<'static>>>, AuthorityError> {
+        let key = self.key(tier, "crt");
+        let text = match self.storage.load(&key) {
+            Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let chain = pem::certificates(&chain).map_err(|source| AuthorityError::Pem {
-            what: what.clone(),
+        let chain = pem::certificates(&text).map_err(|source| AuthorityError::Pem {
+            what: self.storage.describe(&key),
             source,
         })?;
-        let (key, key_what) = load("key");
-        let key = key?;
-        let key = PrivateKey::from_pem(&key).map_err(|error| AuthorityError::Stored {
-            what: key_what,
-            source: error.into(),
+        Ok(Some(chain))
+    }
+
+    fn stored(&self, tier: Tier) -> Result<Option<Signer>, AuthorityError> {
+        let Some(chain) = self.stored_chain(tier)? else {
+            return Ok(None);
+        };
+        let what = self.storage.describe(&self.key(tier, "crt"));
+        let key_at = self.key(tier, "key");
+        let key = PrivateKey::from_pem(&self.storage.load(&key_at)?).map_err(|error| {
+            AuthorityError::Stored {
+                what: self.storage.describe(&key_at),
+                source: error.into(),
+            }
         })?;
         match Signer::new(chain, key) {
             Ok(signer) => Ok(Some(signer)),
@@ -533,7 +545,10 @@ impl Authority {
             Some(Root::Certificate) => None,
             // What is wrong with it was said.
             None => self
-                .blocking(|this| Ok(this.stored(Tier::Root)?.map(|root| root.validity)))
+                .blocking(|this| {
+                    let chain = this.stored_chain(Tier::Root)?;
+                    Ok(chain.and_then(|chain| Validity::of_chain(&chain)))
+                })
                 .await
                 .unwrap_or_default(),
         };

@@ -159,11 +159,17 @@ pub(crate) fn of_part(
 
 pub(crate) fn register(reg: &mut Registry) {
     reg.add_inline::<Storages, FileStorageConfig>("file_system", "module", |config, _| {
-        Ok(match config.root.filter(|root| !root.is_empty()) {
-            Some(root) => Box::new(FileStorage::new(root)),
-            None => Box::new(FileStorage::in_data_directory()),
-        })
+        Ok(Box::new(FileStorage::from(config)))
     });
+}
+
+impl From<FileStorageConfig> for FileStorage {
+    fn from(config: FileStorageConfig) -> Self {
+        match config.root.filter(|root| !root.is_empty()) {
+            Some(root) => Self::new(root),
+            None => Self::in_data_directory(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -246,6 +252,18 @@ mod tests {
                 "{path:?}"
             );
         }
+    }
+
+    #[test]
+    fn an_empty_root_is_the_data_directory() {
+        let storage = |root: Option<&str>| {
+            FileStorage::from(FileStorageConfig {
+                root: root.map(str::to_owned),
+            })
+        };
+        assert_eq!(storage(Some("")), FileStorage::in_data_directory());
+        assert_eq!(storage(None), FileStorage::in_data_directory());
+        assert_eq!(storage(Some("/x")), FileStorage::new("/x"));
     }
 
     #[test]

@@ -490,6 +490,56 @@ async fn authorities_have_the_names_and_the_storage_they_are_given() {
 }
 
 #[tokio::test]
+async fn an_authority_that_is_made_has_a_name_of_its_own() {
+    let dir = TempDir::new().unwrap();
+    let running = Running::new(&config(dir.path(), automate(&["localhost"]), json!({})));
+    running.chain("localhost").await.unwrap();
+    let der = CertificateDer::from_pem_file(root_of(dir.path())).unwrap();
+    let (_, root) = x509_parser::parse_x509_certificate(&der).unwrap();
+    let subject = root.subject().to_string();
+    assert!(
+        subject.starts_with("CN=Conncept Local Authority - 2"),
+        "{subject}"
+    );
+    let der =
+        CertificateDer::from_pem_file(dir.path().join("pki/authorities/local/intermediate.crt"));
+    let der = der.unwrap();
+    let (_, intermediate) = x509_parser::parse_x509_certificate(&der).unwrap();
+    assert_eq!(
+        intermediate.subject().to_string(),
+        "CN=Conncept Local Authority - ECC Intermediate"
+    );
+}
+
+#[tokio::test]
+async fn a_policy_without_issuers_is_for_internal_names() {
+    let dir = TempDir::new().unwrap();
+    let policy = json!({"subjects": ["localhost", "www.example.com"], "key_type": "ed25519"});
+    let running = Running::new(&config(
+        dir.path(),
+        by_policy(&["localhost"], policy.clone()),
+        json!({}),
+    ));
+    let chain = running.chain("localhost").await.unwrap();
+    verify(&chain, &root_of(dir.path()), "localhost").unwrap();
+    let key = dir
+        .path()
+        .join("certificates/local/localhost/localhost.key");
+    assert!(
+        fs::read_to_string(key)
+            .unwrap()
+            .starts_with("-----BEGIN ED25519 PRIVATE KEY-----\n")
+    );
+
+    let public = config(
+        dir.path(),
+        by_policy(&["www.example.com"], policy),
+        json!({}),
+    );
+    assert!(errors(&public).contains("which is not in this build yet"));
+}
+
+#[tokio::test]
 async fn the_first_policy_for_a_name_counts() {
     let dir = TempDir::new().unwrap();
     let internal = json!([{"module": "internal"}]);

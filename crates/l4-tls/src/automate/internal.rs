@@ -53,16 +53,13 @@ impl InternalIssuer {
             Some(ca) if !ca.is_empty() => ca.as_str(),
             _ => LOCAL,
         };
-        let authority = match cx.app::<PkiApp>()?.authority(id, cx)? {
-            Some(authority) => authority,
-            None => {
-                let node = config.ca.as_ref().map_or(cx.node(), At::node);
-                return Err(cx.reject_help(
-                    node,
-                    format!("no certificate authority configured with id: {id}"),
-                    "configure it in apps.pki.certificate_authorities, or write \"local\"",
-                ));
-            }
+        let Some(authority) = cx.app::<PkiApp>()?.authority(id, cx)? else {
+            let node = config.ca.as_ref().map_or(cx.node(), At::node);
+            return Err(cx.reject_help(
+                node,
+                format!("no certificate authority configured with id: {id}"),
+                "configure it in apps.pki.certificate_authorities, or write \"local\"",
+            ));
         };
         let lifetime = lifetime?;
         if let Some(node) = lifetime_node.filter(|_| lifetime < Duration::from_secs(1)) {

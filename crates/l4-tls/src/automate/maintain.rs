@@ -202,7 +202,10 @@ impl Managed {
                 .store(&this.subject, key.pem(), &issued, storage)
                 .map_err(|error| format!("storing the certificate: {error}"))?;
             match place.load(&this.subject, storage, &this.provider) {
-                Ok(Some(certificate)) => Ok(this.slot.put(certificate)),
+                Ok(Some(certificate)) => {
+                    this.slot.put(certificate);
+                    Ok(())
+                }
                 Ok(None) => Err("the certificate is gone from storage".to_owned()),
                 Err(error) => Err(format!("reading the certificate back: {error}")),
             }
