@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(reg.conflicts(), &[] as &[String]);
         let top_level = |id: &str| {
             !id.contains('.')
-                || [MATCHERS, HANDLERS].iter().any(|ns| {
+                || [MATCHERS, HANDLERS, STORAGES].iter().any(|ns| {
                     id.strip_prefix(ns)
                         .and_then(|name| name.strip_prefix('.'))
                         .is_some()
