@@ -51,6 +51,8 @@ pub fn run_with(args: &[&str], prepare: impl FnOnce(&mut Command), input: &[u8])
     let mut command = Command::new(program());
     command
         .args(args)
+        // Whatever the user who runs the tests has there is none of their business.
+        .env("XDG_DATA_HOME", "/nonexistent")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -168,6 +170,11 @@ impl Conncept {
     /// A directory of the test's own: working directory of the program and home of its configuration.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Where it keeps certificates and keys unless the configuration says otherwise.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data/conncept")
     }
 
     /// The configuration file.

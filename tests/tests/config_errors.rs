@@ -6,7 +6,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 
-use e2e::{Conncept, Finished, config, echo, loopback, responder, run, run_with};
+use e2e::{Finished, config, loopback, responder, run, run_with};
 use serde_json::json;
 
 /// A refusal that is expected.

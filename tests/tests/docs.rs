@@ -446,6 +446,33 @@ fn tables() -> Vec<(&'static str, Value)> {
             json!({"apps": {"tls": {"certificates": {"load_pem": [{"none such": 1}]}}}}),
         ),
         (
+            "apps/tls#Automation",
+            json!({"apps": {"tls": {"automation": {"none such": 1}}}}),
+        ),
+        (
+            "apps/tls#Automation policy",
+            json!({"apps": {"tls": {"automation": {"policies": [{"none such": 1}]}}}}),
+        ),
+        (
+            "tls.issuance.internal",
+            json!({"apps": {"tls": {"automation": {"policies": [
+                {"issuers": [{"module": "internal", "none such": 1}]},
+            ]}}}}),
+        ),
+        ("pki", json!({"apps": {"pki": {"none such": 1}}})),
+        (
+            "apps/pki#Certificate authority",
+            json!({"apps": {"pki": {"certificate_authorities": {"local": {"none such": 1}}}}}),
+        ),
+        (
+            "apps/pki#Certificate files",
+            json!({"apps": {"pki": {"certificate_authorities": {"local": {"root": {"none such": 1}}}}}}),
+        ),
+        (
+            "caddy.storage.file_system",
+            json!({"apps": {}, "storage": {"module": "file_system", "none such": 1}}),
+        ),
+        (
             "layer4.handlers.tls",
             json!({"handler": "tls", "none such": 1}),
         ),

@@ -125,3 +125,55 @@ fn what_nobody_has_a_certificate_for_is_refused_with_an_alert() {
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(said.contains("alert internal error"), "{said}");
 }
+
+#[test]
+fn openssl_verifies_what_the_program_has_made_with_the_root_in_storage() {
+    let ip = loopback();
+    let data = tempfile::tempdir().unwrap();
+    for key_type in ["p256", "p384", "ed25519", "rsa2048"] {
+        let name = format!("{key_type}.internal");
+        let conncept = Conncept::serving(&json!({
+            "storage": {"module": "file_system", "root": data.path()},
+            "apps": {
+                "tls": {
+                    "certificates": {"automate": [name]},
+                    "automation": {"policies": [{"key_type": key_type, "issuers": [{"module": "internal"}]}]},
+                },
+                "layer4": {"servers": {"front": {
+                    "listen": [format!("{ip}:8443")],
+                    "routes": [{"handle": [{"handler": "tls"}, {"handler": "respond", "body": "hello"}]}],
+                }}},
+            },
+        }));
+        conncept.logged("certificate obtained successfully");
+        let said = Command::new("openssl")
+            .args(["s_client", "-quiet", "-verify_return_error", "-x509_strict"])
+            .args(["-verify_hostname", &name, "-servername", &name, "-CAfile"])
+            .arg(data.path().join("pki/authorities/local/root.crt"))
+            .args(["-connect", &format!("{ip}:8443")])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&said.stdout),
+            "hello",
+            "{key_type}: {said:?}"
+        );
+        // Keys are written so that others can read them.
+        let key = data
+            .path()
+            .join(format!("certificates/local/{name}/{name}.key"));
+        let mut read = Command::new("openssl");
+        let text = std::fs::read_to_string(&key).unwrap();
+        // A label that only certmagic knows.
+        std::fs::write(
+            data.path().join("key.pem"),
+            text.replace("ED25519 PRIVATE", "PRIVATE"),
+        )
+        .unwrap();
+        read.args(["pkey", "-noout", "-in"])
+            .arg(data.path().join("key.pem"));
+        let read = read.output().unwrap();
+        assert!(read.status.success(), "{key_type}: {read:?}");
+    }
+}

@@ -71,6 +71,7 @@ const HANDLERS: &str = "layer4.handlers";
 const PREAMBLES: &str = "layer4.proxy.preambles";
 const TRANSPORTS: &str = "layer4.proxy.transports";
 const APPS: &str = "";
+const STORAGES: &str = "caddy.storage";
 
 const FAMILIES: &[Family] = &[
     Family {
@@ -82,6 +83,8 @@ const FAMILIES: &[Family] = &[
             (HANDLERS, "tls"),
             (TRANSPORTS, "tls"),
             (APPS, "tls"),
+            (APPS, "pki"),
+            (STORAGES, "file_system"),
         ],
     },
     Family {
@@ -174,7 +177,7 @@ mod tests {
         assert_eq!(reg.conflicts(), &[] as &[String]);
         let top_level = |id: &str| {
             !id.contains('.')
-                || [MATCHERS, HANDLERS, PREAMBLES, TRANSPORTS]
+                || [MATCHERS, HANDLERS, PREAMBLES, TRANSPORTS, STORAGES]
                     .iter()
                     .any(|ns| {
                         id.strip_prefix(ns)

@@ -65,7 +65,7 @@ struct RootConfig {
     /// Log outputs.
     #[serde(default)]
     logging: Option<Raw>,
-    /// Where certificates are kept.
+    /// Where certificates and their keys are kept, such as `{"module": "file_system", "root": "/var/lib/conncept"}`.
     #[serde(default)]
     storage: Option<Raw>,
     /// The applications, by name.
@@ -140,14 +140,15 @@ impl App {
         let mut layer4 = None;
         if !matches!(document.value(document.root()), Value::Null) {
             let root: RootConfig = cx.decode_sound(document.root())?;
-            for (name, section) in [
-                ("admin", &root.admin),
-                ("logging", &root.logging),
-                ("storage", &root.storage),
-            ] {
+            for (name, section) in [("admin", &root.admin), ("logging", &root.logging)] {
                 if let Some(raw) = section {
                     not_yet(cx, name, raw.node());
                 }
+            }
+            if let Some(raw) = &root.storage {
+                cx.configure_storage(raw.node());
+                // What is wrong with it was reported; the rest is checked all the same.
+                let _ = cx.storage();
             }
             let apps = root.apps.unwrap_or_default();
             cx.configure_apps(apps.iter());
@@ -171,7 +172,7 @@ impl App {
                 grace_period: DEFAULT_GRACE_PERIOD,
                 drain_timeout: None,
                 generation,
-                starts: Vec::new(),
+                starts: cx.take_starts(),
             });
         };
         if matches!(cx.document().value(node), Value::Null) {

@@ -21,6 +21,7 @@ pub mod regexp;
 pub mod registry;
 pub mod route;
 pub mod server;
+pub mod storage;
 pub mod upstream;
 
 pub use app::{App, Listen, Loaded};
@@ -35,6 +36,7 @@ pub use provision::{Provision, Rejected};
 pub use registry::{AppModule, HandlerModule, Kind, MatcherModule, Origin, Registry};
 pub use route::Program;
 pub use server::Server;
+pub use storage::{Lease, Storage, Storages};
 
 /// What a module crate imports.
 pub mod prelude {

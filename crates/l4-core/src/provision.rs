@@ -15,6 +15,7 @@ use crate::config::{
 };
 use crate::placeholder::{self, Template};
 use crate::registry::{AppModule, Apps, Kind, Registry, module_id};
+use crate::storage::{Storage, Storages};
 
 /// A module or a part of it was refused, and the reason was reported.
 ///
@@ -63,6 +64,14 @@ pub struct Provision<'a> {
     configured: BTreeMap<Box<str>, Node>,
     /// Those made so far, and those refused.
     apps: BTreeMap<Box<str>, Result<Arc<dyn Any + Send + Sync>, Rejected>>,
+    /// What the document says at its top about storage.
+    storage: StorageState,
+}
+
+enum StorageState {
+    Absent,
+    Configured(Node),
+    Made(Result<Arc<dyn Storage>, Rejected>),
 }
 
 impl<'a> Provision<'a> {
@@ -81,6 +90,7 @@ impl<'a> Provision<'a> {
             behind_bytes: false,
             configured: BTreeMap::new(),
             apps: BTreeMap::new(),
+            storage: StorageState::Absent,
         }
     }
 
@@ -331,6 +341,28 @@ impl<'a> Provision<'a> {
     /// Says which applications the document configures, before any is made.
     pub(crate) fn configure_apps<'n>(&mut self, apps: impl Iterator<Item = (&'n str, Node)>) {
         self.configured = apps.map(|(name, node)| (name.into(), node)).collect();
+    }
+
+    /// Says where the document configures storage, before anybody asks for it.
+    pub(crate) fn configure_storage(&mut self, node: Node) {
+        self.storage = StorageState::Configured(node);
+    }
+
+    /// The storage that the document configures at its top, which all share; `None` if it says nothing about it.
+    ///
+    /// # Errors
+    /// It was refused, and the reason was reported.
+    pub fn storage(&mut self) -> Result<Option<Arc<dyn Storage>>, Rejected> {
+        let made = match &self.storage {
+            StorageState::Absent => return Ok(None),
+            StorageState::Made(made) => made.clone(),
+            StorageState::Configured(node) => {
+                let made = self.inline::<Storages>(*node, "module").map(Arc::from);
+                self.storage = StorageState::Made(made.clone());
+                made
+            }
+        };
+        made.map(Some)
     }
 
     /// Makes the application `name` from the value at `node`, unless that was done.

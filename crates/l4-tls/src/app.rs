@@ -9,13 +9,14 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
 use serde::Deserialize;
 
+use crate::automate::policy::{self, AutomationConfig};
 use crate::certs::{Certificate, CertificateError, Certificates};
 use crate::policy::provider;
 
-/// Holds the certificates that `tls` handlers serve. Files are read once, when the configuration is loaded; load it
-/// again to take up renewed ones.
+/// Holds the certificates that `tls` handlers serve: those of files, which are read once, when the configuration is
+/// loaded, and those that are made and renewed here.
 pub struct TlsApp {
-    /// In the order of preference: `load_files`, `load_folders`, `load_pem`.
+    /// In the order of preference: `load_files`, `load_folders`, `load_pem`, `automate`.
     pub certificates: Certificates,
 }
 
@@ -30,8 +31,9 @@ pub struct TlsAppConfig {
     /// Where certificates come from. Default: there are none.
     #[serde(default)]
     certificates: Option<LoadersConfig>,
+    /// How the certificates of `automate` are made and when they are renewed.
     #[serde(default)]
-    automation: Option<RawNode>,
+    automation: Option<AutomationConfig>,
     #[serde(default)]
     session_tickets: Option<RawNode>,
     #[serde(default)]
@@ -68,8 +70,10 @@ struct LoadersConfig {
     load_pem: Option<Vec<PemConfig>>,
     #[serde(default)]
     load_storage: Option<RawNode>,
+    /// Names that get certificates which are made and renewed here, such as `"localhost"`, `"*.example.internal"` or
+    /// `"192.168.0.1"`. One certificate for each.
     #[serde(default)]
-    automate: Option<RawNode>,
+    automate: Option<Vec<At<String>>>,
 }
 
 /// One certificate in two files.
@@ -108,7 +112,6 @@ impl AppModule for TlsApp {
     fn provision(config: TlsAppConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
         let loaders = config.certificates.unwrap_or_default();
         let absent = [
-            ("automation", config.automation),
             ("session_tickets", config.session_tickets),
             ("cache", config.cache),
             ("disable_storage_check", config.disable_storage_check),
@@ -117,7 +120,6 @@ impl AppModule for TlsApp {
             ("dns", config.dns),
             ("resolvers", config.resolvers),
             ("load_storage", loaders.load_storage),
-            ("automate", loaders.automate),
         ];
         let absent = cx.all(absent, |cx, (name, raw)| refuse_absent(cx, name, raw));
 
@@ -132,6 +134,8 @@ impl AppModule for TlsApp {
         let texts = cx.all(loaders.load_pem.unwrap_or_default(), |cx, text| {
             text.load(&provider, cx)
         });
+        let automate = loaders.automate.unwrap_or_default();
+        let managed = policy::provision(config.automation, automate, cx);
         absent?;
         loaded.extend(files?);
         loaded.extend(folders?.into_iter().flatten());
@@ -141,6 +145,17 @@ impl AppModule for TlsApp {
         for (node, certificate) in loaded {
             warn_of_expiry(node, &certificate, cx);
             certificates.add(certificate);
+        }
+        let managed = managed?;
+        for name in &managed {
+            certificates.add_managed(name.subject().as_str(), name.slot().clone());
+        }
+        if !managed.is_empty() {
+            cx.on_start(move |generation| {
+                for name in managed {
+                    generation.background(name.keep());
+                }
+            });
         }
         Ok(Self { certificates })
     }

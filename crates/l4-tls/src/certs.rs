@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use rustls::SignatureScheme;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
 use crate::ClientHello;
+use crate::automate::Slot;
 use crate::pem::{self, PemError};
+use crate::pki::sign::Validity;
 
 /// A certificate chain with its key, and what is needed to choose it.
 #[derive(Debug)]
@@ -76,6 +78,16 @@ impl Certificate {
         Self::new(certified_key(chain, key, provider)?, tags)
     }
 
+    /// From the certificates of the chain, leaf first, and its key.
+    pub(crate) fn from_der(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        tags: Vec<Box<str>>,
+        provider: &CryptoProvider,
+    ) -> Result<Self, CertificateError> {
+        Self::new(matching(chain, key, provider)?, tags)
+    }
+
     fn new(key: CertifiedKey, tags: Vec<Box<str>>) -> Result<Self, CertificateError> {
         let malformed = |why: &dyn ToString| CertificateError::Malformed(why.to_string());
         let leaf = key.end_entity_cert().map_err(|error| malformed(&error))?;
@@ -109,6 +121,13 @@ impl Certificate {
         self.names.iter().map(|name| &**name)
     }
 
+    pub(crate) fn validity(&self) -> Validity {
+        Validity {
+            not_before: *self.valid.start(),
+            not_after: *self.valid.end(),
+        }
+    }
+
     /// How long it is valid after `now`; negative if it has expired.
     pub(crate) fn seconds_left(&self, now: UnixTime) -> i64 {
         self.valid.end().saturating_sub(seconds(now))
@@ -140,6 +159,15 @@ pub(crate) fn certified_key(
 ) -> Result<CertifiedKey, CertificateError> {
     let chain = pem::certificates(chain).map_err(CertificateError::Chain)?;
     let key = pem::private_key(key).map_err(CertificateError::Key)?;
+    matching(chain, key, provider)
+}
+
+/// A chain with its key, if that is the key of the leaf.
+fn matching(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, CertificateError> {
     let key = provider
         .key_provider
         .load_private_key(key)
@@ -198,12 +226,30 @@ pub(crate) fn ip(octets: &[u8]) -> Option<IpAddr> {
         .ok()
 }
 
-/// The loaded certificates, found by name.
+/// The certificates of a configuration, found by name.
 #[derive(Debug, Default)]
 pub struct Certificates {
     /// In the order they were loaded, which is the order of preference.
-    all: Vec<Arc<Certificate>>,
-    by_name: HashMap<Box<str>, Vec<usize>>,
+    loaded: Vec<Arc<Certificate>>,
+    /// Those made here, which come and are renewed while this is in use. Behind the loaded ones.
+    managed: Vec<Arc<Slot>>,
+    by_name: HashMap<Box<str>, Named>,
+}
+
+/// What there is for a name, by place in the lists.
+#[derive(Debug, Default)]
+struct Named {
+    loaded: Vec<usize>,
+    managed: Option<usize>,
+}
+
+/// What there is for a client.
+#[derive(Debug)]
+pub(crate) enum Choice {
+    Found(Arc<Certificate>),
+    /// Nothing yet, but the certificate is being made.
+    Promised(Arc<Slot>),
+    Nothing,
 }
 
 /// Restricts the candidates: all criteria that are given must hold.
@@ -229,16 +275,26 @@ pub(crate) struct Preferences {
 impl Certificates {
     /// Adds a certificate behind those that are there.
     pub fn add(&mut self, certificate: Certificate) {
-        let index = self.all.len();
+        let index = self.loaded.len();
         for name in &certificate.names {
-            self.by_name.entry(name.clone()).or_default().push(index);
+            self.by_name
+                .entry(name.clone())
+                .or_default()
+                .loaded
+                .push(index);
         }
-        self.all.push(Arc::new(certificate));
+        self.loaded.push(Arc::new(certificate));
+    }
+
+    /// Adds the certificate of a managed name, as it is at any time. There is one for a name.
+    pub(crate) fn add_managed(&mut self, name: &str, slot: Arc<Slot>) {
+        self.by_name.entry(name.into()).or_default().managed = Some(self.managed.len());
+        self.managed.push(slot);
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.loaded.is_empty() && self.managed.is_empty()
     }
 
     /// The certificate for a client.
@@ -251,24 +307,52 @@ impl Certificates {
         local: Option<IpAddr>,
         preferences: &Preferences,
         now: UnixTime,
-    ) -> Option<&Arc<Certificate>> {
-        let look_up = |name: &str| self.best(name, hello, preferences.selection.as_ref(), now);
-        let found = match hello.server_name_lower() {
-            "" => local
-                .and_then(|ip| look_up(&ip.to_string()))
-                .or_else(|| look_up(preferences.default_sni.as_deref()?)),
-            name => look_up(name).or_else(|| patterns(name).find_map(|pattern| look_up(&pattern))),
+    ) -> Choice {
+        let names = Names {
+            asked: hello.server_name_lower(),
+            local,
+            default: preferences.default_sni.as_deref(),
         };
-        found.or_else(|| look_up(preferences.fallback_sni.as_deref()?))
+        let look_up = |name: &str| self.best(name, hello, preferences.selection.as_ref(), now);
+        if let Some(found) = names.find_map(look_up) {
+            return Choice::Found(found);
+        }
+        if !self.managed.is_empty() {
+            if let Some(slot) = names.find_map(|name| self.promised(name)) {
+                return Choice::Promised(slot);
+            }
+            // One that was promised may have come between the two questions.
+            if let Some(found) = names.find_map(look_up) {
+                return Choice::Found(found);
+            }
+        }
+        let Some(fallback) = preferences.fallback_sni.as_deref() else {
+            return Choice::Nothing;
+        };
+        let found = look_up(fallback).map(Choice::Found);
+        found
+            .or_else(|| self.promised(fallback).map(Choice::Promised))
+            .or_else(|| look_up(fallback).map(Choice::Found))
+            .unwrap_or(Choice::Nothing)
+    }
+
+    /// The slot of a managed name whose first certificate is being made.
+    fn promised(&self, name: &str) -> Option<Arc<Slot>> {
+        let slot = self.managed.get(self.by_name.get(name)?.managed?)?;
+        (slot.certificate().is_none() && slot.is_promised()).then(|| slot.clone())
     }
 
     /// Those for `name`, in lower case: the ones that have it, then those for its patterns.
     pub(crate) fn named(&self, name: &str) -> impl Iterator<Item = Arc<Certificate>> {
         let names = std::iter::once(name.to_owned()).chain(patterns(name));
         let places = names.filter_map(|name| self.by_name.get(name.as_str()));
-        places
-            .flatten()
-            .filter_map(|i| self.all.get(*i).map(Arc::clone))
+        places.flat_map(|named| {
+            let loaded = named.loaded.iter().filter_map(|i| self.loaded.get(*i));
+            let managed = named.managed.and_then(|i| self.managed.get(i));
+            loaded
+                .cloned()
+                .chain(managed.and_then(|slot| slot.certificate()))
+        })
     }
 
     /// Whether there is one for `name`, in lower case, or for a pattern of it.
@@ -283,15 +367,32 @@ impl Certificates {
         hello: &ClientHello,
         selection: Option<&Selection>,
         now: UnixTime,
-    ) -> Option<&Arc<Certificate>> {
-        let named = self.by_name.get(name).map(Vec::as_slice);
-        let candidates: Vec<&Arc<Certificate>> = match (named, selection) {
-            (Some(indices), _) => indices.iter().filter_map(|i| self.all.get(*i)).collect(),
-            (None, Some(_)) => self.all.iter().collect(),
+    ) -> Option<Arc<Certificate>> {
+        let (loaded, managed): (Vec<_>, Vec<_>) = match (self.by_name.get(name), selection) {
+            (Some(named), _) => (
+                named
+                    .loaded
+                    .iter()
+                    .filter_map(|i| self.loaded.get(*i))
+                    .collect(),
+                named
+                    .managed
+                    .iter()
+                    .filter_map(|i| self.managed.get(*i)?.certificate())
+                    .collect(),
+            ),
+            (None, Some(_)) => (
+                self.loaded.iter().collect(),
+                self.managed
+                    .iter()
+                    .filter_map(|slot| slot.certificate())
+                    .collect(),
+            ),
             (None, None) => return None,
         };
-        let candidates: Vec<_> = candidates
+        let candidates: Vec<_> = loaded
             .into_iter()
+            .chain(&managed)
             .filter(|certificate| selection.is_none_or(|selection| selection.allows(certificate)))
             .collect();
         let mut supported = candidates
@@ -301,7 +402,7 @@ impl Certificates {
         valid
             .or_else(|| supported.next_back())
             .or(candidates.first())
-            .copied()
+            .map(|certificate| Arc::clone(certificate))
     }
 }
 
@@ -322,8 +423,28 @@ impl Selection {
     }
 }
 
+/// The names under which the certificate for a client may be found.
+struct Names<'a> {
+    /// In lower case; empty if the client names nothing.
+    asked: &'a str,
+    local: Option<IpAddr>,
+    default: Option<&'a str>,
+}
+
+impl Names<'_> {
+    fn find_map<T>(&self, look_up: impl Fn(&str) -> Option<T>) -> Option<T> {
+        match self.asked {
+            "" => self
+                .local
+                .and_then(|ip| look_up(&ip.to_string()))
+                .or_else(|| look_up(self.default?)),
+            name => look_up(name).or_else(|| patterns(name).find_map(|pattern| look_up(&pattern))),
+        }
+    }
+}
+
 /// `*.b.c`, `*.*.c`, `*.*.*` for `a.b.c`.
-fn patterns(name: &str) -> impl Iterator<Item = String> {
+pub(crate) fn patterns(name: &str) -> impl Iterator<Item = String> {
     let labels = name.split('.').count();
     (1..=labels).map(move |stars| {
         let stars = std::iter::repeat_n("*", stars);

@@ -16,6 +16,8 @@ use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use crate::app::TlsApp;
+use crate::automate::Slot;
+use crate::certs::Choice;
 use crate::info::{Offered, agreed};
 use crate::placeholders::version_name;
 use crate::policy::{Policy, PolicyConfig};
@@ -72,7 +74,7 @@ impl HandlerModule for TlsTerminate {
             let node = cx.node();
             cx.warn(
                 node,
-                "no certificate is loaded, so every handshake will fail: set apps.tls.certificates",
+                "no certificate is loaded or made, so every handshake will fail: set apps.tls.certificates",
             );
         }
         if policies.iter().any(|policy| policy.lenient_alpn)
@@ -122,7 +124,7 @@ impl AsyncHandler for TlsTerminate {
 impl TlsTerminate {
     async fn terminate(&self, mut conn: Connection) -> Result<Connection> {
         let config = match read_hello(&mut conn).await {
-            Ok(()) => self.choose(&mut conn),
+            Ok(()) => self.config(&mut conn).await,
             Err(refusal) => Err(refusal),
         };
         let config = match config {
@@ -164,8 +166,19 @@ impl TlsTerminate {
         Ok(conn)
     }
 
+    /// What the handshake is made with. Waits for a certificate that is being made for the first time, within the limit
+    /// of the handshake: right after a start, a client should not be refused for having been too fast.
+    async fn config(&self, conn: &mut Connection) -> Result<Arc<ServerConfig>, Refusal> {
+        loop {
+            match self.choose(conn)? {
+                Chosen::Config(config) => return Ok(config),
+                Chosen::Promised(slot) => slot.settled().await,
+            }
+        }
+    }
+
     /// What the first policy that matches makes of the client's hello.
-    fn choose(&self, conn: &mut Connection) -> Result<Arc<ServerConfig>, Refusal> {
+    fn choose(&self, conn: &mut Connection) -> Result<Chosen, Refusal> {
         conn.with_view(|view| {
             let mut captures = Vec::new();
             let Parsed::Done(hello) = view.fact::<ClientHello>() else {
@@ -195,11 +208,15 @@ impl TlsTerminate {
                 self.app
                     .certificates
                     .choose(hello, local, &policy.preferences, UnixTime::now());
-            let Some(certificate) = chosen else {
-                return Err(Refusal::internal(format!(
-                    "no certificate available for {:?}",
-                    hello.server_name().unwrap_or_default(),
-                )));
+            let certificate = match chosen {
+                Choice::Found(certificate) => certificate,
+                Choice::Promised(slot) => return Ok(Chosen::Promised(slot)),
+                Choice::Nothing => {
+                    return Err(Refusal::internal(format!(
+                        "no certificate available for {:?}",
+                        hello.server_name().unwrap_or_default(),
+                    )));
+                }
             };
             let Some(config) = policy.config(certificate.key.clone(), hello) else {
                 return Err(Refusal {
@@ -210,9 +227,16 @@ impl TlsTerminate {
             for capture in captures {
                 view.capture(capture);
             }
-            Ok(config)
+            Ok(Chosen::Config(config))
         })
     }
+}
+
+/// What there is for a client's hello.
+enum Chosen {
+    Config(Arc<ServerConfig>),
+    /// A certificate is being made.
+    Promised(Arc<Slot>),
 }
 
 /// Waits until the client's hello is there; it stays unread.

@@ -68,6 +68,7 @@ pub(crate) fn run(args: &RunArgs, build: &Build) -> ExitCode {
         log: log.clone(),
     };
     let result = runtime.block_on(process.live());
+    release_locks();
     let removed = pidfile.map_or(Ok(()), remove);
     let code = match (result, removed) {
         (Err(errors), _) => {
@@ -287,8 +288,15 @@ async fn obey(mut signals: Signals, stop: CancellationToken, reload: mpsc::Sende
 
 fn quit(signal: &str, what: &str, log: &Log) -> ! {
     warn!(target: "conncept", signal, exit_code = cmd::FORCED, "{what}");
+    release_locks();
     log.flush();
     std::process::exit(cmd::FORCED.into())
+}
+
+/// Gives up what other instances on the same storage would wait for until it looks abandoned.
+fn release_locks() {
+    #[cfg(feature = "tls")]
+    l4_tls::release_locks();
 }
 
 /// Says why the configuration stays as it is, an entry for each reason.
