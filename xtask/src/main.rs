@@ -43,7 +43,15 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let done = match Args::parse().task {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // To standard output if it was asked for, such as with --help.
+            let _ = error.print();
+            return ExitCode::from(u8::from(error.use_stderr()));
+        }
+    };
+    let done = match args.task {
         Task::Bench(args) => bench::run(&args),
         Task::Build(args) => build::run(&args),
         Task::Ci(args) => ci::run(&args),
