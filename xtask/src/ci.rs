@@ -39,6 +39,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         shell::run(&mut doc)
     })?;
     step("fuzz corpus", || fuzz::smoke(10))?;
+    step("the example of a module", || {
+        let manifest = "examples/l4-hello/Cargo.toml";
+        shell::run(cargo().args(["fmt", "--check", "--manifest-path", manifest]))
+    })?;
+    run_step(
+        "custom builds",
+        &[
+            "test",
+            "--package",
+            "e2e",
+            "--features",
+            "custom-builds",
+            "--test",
+            "custom_builds",
+            "--locked",
+        ],
+    )?;
     if !args.no_interop {
         run_step(
             "real clients and servers",

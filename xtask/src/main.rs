@@ -8,6 +8,7 @@ mod ci;
 mod deps;
 mod features;
 mod fuzz;
+mod new_module;
 mod shell;
 
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ enum Task {
     Features,
     /// Replay or extend the fuzz corpus.
     Fuzz(fuzz::Args),
+    /// Write a crate with a matcher and a handler, to begin your own with.
+    NewModule(new_module::Args),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Task::Deps => deps::run(),
         Task::Features => features::run(),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::NewModule(args) => new_module::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

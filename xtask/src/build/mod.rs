@@ -144,6 +144,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
+/// The module family of that name, if there is one.
+pub(crate) fn family_called(name: &str) -> Result<Option<String>> {
+    let families = features::names(&features::metadata()?)?;
+    Ok(families.into_iter().find(|family| family == name))
+}
+
 /// Adds what is not there yet; whether anything was.
 fn add(chosen: &mut Vec<String>, further: Vec<String>) -> bool {
     let before = chosen.len();
