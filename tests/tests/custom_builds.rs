@@ -395,11 +395,32 @@ fn crates_that_cannot_be_built_in_are_refused_with_a_remedy_and_nothing_is_writt
     let (_, path) = copy.split_once('=').unwrap();
     let other = case("l4-other", &format!("l4-core = {{ path = {path:?} }}"), "");
     let said = refused(&["--offline", "--with", &other]);
+    let wants = format!("two versions of l4-core: l4-other wants the one in {path}");
+    assert!(said.contains(&wants), "{said}");
+
+    // The same one crate further away, of one version with ours and of another.
+    let (_, inner) = other.split_once('=').unwrap();
+    let outer = case(
+        "l4-outer",
+        &format!("l4-other = {{ path = {inner:?} }}"),
+        "",
+    );
+    let said = refused(&["--offline", "--with", &outer]);
+    assert!(
+        said.contains("two versions of one crate: l4-core v0.1.0"),
+        "{said}"
+    );
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace("0.1.0", "0.2.0")).unwrap();
+    let said = refused(&["--offline", "--with", &outer]);
     assert!(
         said.contains("two versions of l4-core would be linked"),
         "{said}"
     );
-    assert!(said.contains("for l4-other 0.1.0"), "{said}");
+    assert!(
+        said.contains(&format!("0.2.0 from {path}, for l4-other 0.1.0")),
+        "{said}"
+    );
 
     let first = crate_with(&dir, "l4-first", DEPENDENCIES, SOUND);
     let second = crate_with(&dir, "l4-second", DEPENDENCIES, SOUND);

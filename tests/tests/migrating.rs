@@ -37,7 +37,13 @@ fn blocks(language: &str, dir: &TempDir) -> Vec<String> {
 
 fn accepted(command: &mut Command, block: &str) {
     let finished = Finished::from(command.output().unwrap());
-    assert_eq!(finished.code, Some(0), "{block}\n{}{}", finished.stdout, finished.stderr);
+    assert_eq!(
+        finished.code,
+        Some(0),
+        "{block}\n{}{}",
+        finished.stdout,
+        finished.stderr
+    );
 }
 
 #[test]
@@ -46,9 +52,13 @@ fn haproxy_accepts_what_is_shown_of_it() {
     let file = dir.path().join("haproxy.cfg");
     for block in blocks("haproxy", &dir) {
         // Whoever comes from HAProxy has such a section.
-        let defaults = "defaults\n mode tcp\n timeout connect 10s\n timeout client 1h\n timeout server 1h\n";
+        let defaults =
+            "defaults\n mode tcp\n timeout connect 10s\n timeout client 1h\n timeout server 1h\n";
         fs::write(&file, format!("{defaults}{block}")).unwrap();
-        accepted(Command::new("haproxy").arg("-c").arg("-f").arg(&file), &block);
+        accepted(
+            Command::new("haproxy").arg("-c").arg("-f").arg(&file),
+            &block,
+        );
     }
 }
 
@@ -65,7 +75,12 @@ fn nginx_accepts_what_is_shown_of_it() {
         );
         fs::write(&file, text).unwrap();
         accepted(
-            Command::new("nginx").arg("-t").arg("-p").arg(dir.path()).arg("-c").arg(&file),
+            Command::new("nginx")
+                .arg("-t")
+                .arg("-p")
+                .arg(dir.path())
+                .arg("-c")
+                .arg(&file),
             &block,
         );
     }

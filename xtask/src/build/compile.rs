@@ -1,6 +1,6 @@
 //! Compiling, and putting the binary where it is wanted: whole or not at all.
 
-use std::io::BufReader;
+use std::io::{BufReader, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -19,7 +19,10 @@ pub(crate) fn run(
 ) -> Result<PathBuf> {
     eprintln!("$ {}", shown(build));
     build
-        .arg("--message-format=json-render-diagnostics")
+        .arg(match std::io::stderr().is_terminal() {
+            true => "--message-format=json-diagnostic-rendered-ansi",
+            false => "--message-format=json",
+        })
         .stdout(Stdio::piped());
     let mut child = build.spawn().context("cannot run cargo")?;
     let stdout = child
@@ -33,8 +36,11 @@ pub(crate) fn run(
             Message::CompilerArtifact(artifact) if artifact.target.name == name => {
                 binary = artifact.executable.or(binary);
             }
-            Message::CompilerMessage(said) if said.message.level == DiagnosticLevel::Error => {
-                broken.push((said.target.name, said.message.message));
+            Message::CompilerMessage(said) => {
+                eprint!("{}", said.message.rendered.unwrap_or_default());
+                if said.message.level == DiagnosticLevel::Error {
+                    broken.push((said.target.name, said.message.message));
+                }
             }
             Message::TextLine(line) => eprintln!("{line}"),
             _ => {}

@@ -18,7 +18,7 @@ pub(crate) struct Recipe {
     /// The lock file of this checkout, or the one that was asked for.
     pub(crate) lock: String,
     /// The crates of this checkout that others may depend on, with their versions and directories.
-    pub(crate) workspace: Vec<(String, String, PathBuf)>,
+    pub(crate) workspace: Vec<super::resolve::Ours>,
     /// Features of `conncept`; `None` is what it has by default.
     pub(crate) families: Option<Vec<String>>,
     pub(crate) modules: Vec<Module>,

@@ -270,7 +270,7 @@ fn generate(
                  (cargo xtask build --list)"
             );
         }
-        resolve::locate(module, asked.offline)?;
+        resolve::locate(module, &ours, asked.offline)?;
     }
     let mut replacements = Vec::new();
     for text in &args.replace {
@@ -285,7 +285,7 @@ fn generate(
                 module.name
             );
         }
-        resolve::locate(&mut module, asked.offline)?;
+        resolve::locate(&mut module, &ours, asked.offline)?;
         replacements.push(module);
     }
     let lock_file = match &args.lock {

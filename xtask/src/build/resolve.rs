@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
-use cargo_metadata::{Metadata, MetadataCommand, Package, PackageId, TargetKind};
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package, PackageId, TargetKind};
 
 use super::generated::{NAME, Recipe, Registration};
 use super::wanted::{Module, Source};
@@ -33,8 +33,11 @@ impl Asked<'_> {
     }
 }
 
-/// The crates of this checkout that others can depend on: name, version, directory.
-pub(crate) fn ours(workspace: &Metadata) -> Vec<(String, String, PathBuf)> {
+/// A crate of this checkout that others can depend on: name, version, directory.
+pub(crate) type Ours = (String, String, PathBuf);
+
+/// All of them.
+pub(crate) fn ours(workspace: &Metadata) -> Vec<Ours> {
     let packages = workspace.workspace_packages().into_iter();
     let published =
         packages.filter(|package| package.publish.as_ref().is_none_or(|to| !to.is_empty()));
@@ -56,7 +59,7 @@ pub(crate) fn ours(workspace: &Metadata) -> Vec<(String, String, PathBuf)> {
 }
 
 /// Checks the source of a crate as far as that is possible without cargo, whose words for it are less plain.
-pub(crate) fn locate(module: &mut Module, offline: bool) -> Result<()> {
+pub(crate) fn locate(module: &mut Module, ours: &[Ours], offline: bool) -> Result<()> {
     match &mut module.source {
         Source::Registry => Ok(()),
         Source::Path(path) => {
@@ -68,7 +71,7 @@ pub(crate) fn locate(module: &mut Module, offline: bool) -> Result<()> {
                 );
             };
             *path = found;
-            check_path(module)
+            check_path(module, ours)
         }
         Source::Git { url, reference } => {
             *reference = git_reference(url, reference.take(), offline)?;
@@ -77,7 +80,7 @@ pub(crate) fn locate(module: &mut Module, offline: bool) -> Result<()> {
     }
 }
 
-fn check_path(module: &Module) -> Result<()> {
+fn check_path(module: &Module, ours: &[Ours]) -> Result<()> {
     let Source::Path(path) = &module.source else {
         return Ok(());
     };
@@ -121,6 +124,24 @@ fn check_path(module: &Module) -> Result<()> {
             "{shown} holds the crate {}; write {0}={shown}",
             package.name
         );
+    }
+    for dependency in &package.dependencies {
+        let Some((theirs, path)) = dependency.path.as_ref().and_then(|path| {
+            let theirs = ours.iter().find(|(name, ..)| *name == dependency.name)?;
+            Some((theirs, path))
+        }) else {
+            continue;
+        };
+        let same = path.canonicalize_utf8().is_ok_and(|path| path == theirs.2);
+        if dependency.kind != DependencyKind::Development && !same {
+            bail!(
+                "two versions of {0}: {name} wants the one in {path}, this build has the one in {1}. Let {name} depend on \
+                 {0} = \"{2}\" without a path; it then gets that of this checkout",
+                theirs.0,
+                theirs.2.display(),
+                theirs.1
+            );
+        }
     }
     for feature in &module.features {
         if !package.features.contains_key(feature) {
@@ -281,6 +302,13 @@ fn explain(cargo: &str, recipe: &Recipe, asked: &Asked<'_>) -> String {
     };
     // The crate that wants it: `my-l4 v0.1.0 (/path)`.
     let wants = quoted("required by package `").unwrap_or("a crate");
+    if let Some((_, packages)) = cargo.split_once("package collision in the lockfile: packages ") {
+        let packages = packages.split(" are different").next().unwrap_or_default();
+        return format!(
+            "two versions of one crate: {packages}. Let every crate depend on it by version, without a path; it then gets \
+             that of this checkout"
+        );
+    }
     if asked.locked && cargo.contains("--locked") {
         return "the lock file lacks versions that this build needs; run once without --locked, or give --lock the \
                 Cargo.lock of a build that --keep showed"
@@ -472,7 +500,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let refused = |text: String| {
             let mut module = Module::parse(&text, dir.path()).unwrap();
-            locate(&mut module, true).unwrap_err().to_string()
+            locate(&mut module, &[], true).unwrap_err().to_string()
         };
         assert!(refused("my-l4=none".to_owned()).ends_with("does not exist; correct the path"));
         std::fs::create_dir_all(dir.path().join("crate/src")).unwrap();
@@ -487,7 +515,7 @@ mod tests {
             refused("my-l4+slow=crate".to_owned()).contains("no feature \"slow\"; it has: fast")
         );
         let mut module = Module::parse("my-l4+fast=crate", dir.path()).unwrap();
-        locate(&mut module, true).unwrap();
+        locate(&mut module, &[], true).unwrap();
         assert_eq!(
             module.source,
             Source::Path(dir.path().canonicalize().unwrap().join("crate"))
