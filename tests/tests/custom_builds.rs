@@ -462,6 +462,78 @@ fn crates_that_cannot_be_built_in_are_refused_with_a_remedy_and_nothing_is_writt
     }
 }
 
+/// A module for namespaces of three crates.
+const SPACES: &str = "
+    use l4_core::prelude::*;
+    use l4_http::request_match::{Request, RequestMatch, RequestMatchers};
+    use l4_proxy::policy::{INLINE_KEY, Select, SelectionPolicies};
+    use l4_proxy::upstream::Upstream;
+    use l4_tls::{ClientHello, HandshakeMatch, HandshakeMatchers, HandshakeScope};
+
+    #[derive(serde::Deserialize)]
+    pub struct Config {}
+
+    /// Chooses the last upstream that is available.
+    struct Last;
+    impl Select for Last {
+        fn select(&self, upstreams: &[Upstream], conn: &Connection) -> Option<usize> {
+            upstreams.iter().rposition(|upstream| upstream.available(conn))
+        }
+    }
+
+    struct Named;
+    impl HandshakeMatch for Named {
+        fn matches(&self, hello: &ClientHello, _: &dyn HandshakeScope, _: &mut Vec<Capture>) -> bool {
+            hello.server_name().is_some()
+        }
+    }
+
+    struct Any;
+    impl RequestMatch for Any {
+        fn matches(&self, _: &mut Request<'_, '_>) -> bool { true }
+    }
+
+    pub fn register(reg: &mut Registry) {
+        reg.add_inline::<SelectionPolicies, Config>(\"last\", INLINE_KEY, |_, _| Ok(Box::new(Last)));
+        reg.add::<HandshakeMatchers, Config>(\"named\", |_, _| Ok(Box::new(Named)));
+        reg.add::<RequestMatchers, Config>(\"any\", |_, _| Ok(Box::new(Any)));
+    }
+";
+
+#[test]
+fn namespaces_of_policies_and_of_conditions_are_open_to_other_crates() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let dependencies =
+        format!("{DEPENDENCIES}\nl4-http = \"0.1\"\nl4-proxy = \"0.1\"\nl4-tls = \"0.1\"");
+    let module = crate_with(&dir, "l4-spaces", &dependencies, SPACES);
+    let program = dir.path().join("conncept");
+    built(&program, &["--with", &format!("proxy,http,tls,{module}")]);
+    let modules = listed(&program);
+    for id in [
+        "layer4.proxy.selection_policies.last",
+        "tls.handshake_match.named",
+        "http.matchers.any",
+    ] {
+        assert!(
+            modules.contains(&format!("{id} l4-spaces v0.1.0\n")),
+            "{modules}"
+        );
+    }
+    let (first, last) = (e2e::Backend::banner("first"), e2e::Backend::banner("last"));
+    let upstreams = [first.address, last.address].map(|at| json!({"dial": [at.to_string()]}));
+    let config = e2e::config(json!({"a": {"listen": ["127.0.0.1:1"], "routes": [{
+        "match": [{"http": [{"any": {}}]}],
+        "handle": [{"handler": "proxy", "upstreams": upstreams,
+            "load_balancing": {"selection": {"policy": "last"}}}],
+    }]}}));
+    let request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    assert_eq!(
+        answer(&program, &config.to_string(), "127.0.0.1:1", request),
+        "last"
+    );
+}
+
 #[test]
 fn the_generated_crate_can_be_kept_and_built_by_hand() {
     let _alone = alone();

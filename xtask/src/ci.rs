@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::shell::{self, cargo, step};
-use crate::{deps, features, fuzz};
+use crate::{deps, features, fuzz, package};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -38,6 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .env("RUSTDOCFLAGS", "-D warnings");
         shell::run(&mut doc)
     })?;
+    step("packages", package::run)?;
     step("fuzz corpus", || fuzz::smoke(10))?;
     step("the example of a module", || {
         let manifest = "examples/l4-hello/Cargo.toml";

@@ -9,6 +9,7 @@ mod deps;
 mod features;
 mod fuzz;
 mod new_module;
+mod package;
 mod shell;
 
 use std::process::ExitCode;
@@ -43,6 +44,8 @@ enum Task {
     Fuzz(fuzz::Args),
     /// Write a crate with a matcher and a handler, to begin your own with.
     NewModule(new_module::Args),
+    /// Check that every crate can be packaged for crates.io.
+    Package,
 }
 
 fn main() -> ExitCode {
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Task::Features => features::run(),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::NewModule(args) => new_module::run(&args),
+        Task::Package => package::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

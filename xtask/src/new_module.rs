@@ -183,4 +183,27 @@ mod tests {
         let error = check_name("l4-tls").unwrap_err().to_string();
         assert!(error.contains("has modules called tls already"), "{error}");
     }
+
+    #[test]
+    fn every_namespace_is_on_the_page_about_modules() {
+        let page = std::fs::read_to_string(root().join("docs/writing-modules.md")).unwrap();
+        let mut sources = BTreeSet::new();
+        files_below(&root().join("crates"), "", &mut sources);
+        let mut count = 0;
+        for source in sources.iter().filter(|name| name.ends_with(".rs")) {
+            let text = std::fs::read_to_string(root().join("crates").join(source)).unwrap();
+            for rest in text.split("const NAMESPACE: &'static str = \"").skip(1) {
+                let namespace = rest.split('"').next().unwrap();
+                // Tests have namespaces of their own.
+                if source.contains("/src/") && !source.contains("/tests") && !namespace.is_empty() {
+                    assert!(
+                        page.contains(&format!("| `{namespace}` |")),
+                        "{namespace} of {source}"
+                    );
+                    count += 1;
+                }
+            }
+        }
+        assert!(count >= 9, "{count} namespaces found");
+    }
 }
