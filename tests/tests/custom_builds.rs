@@ -442,10 +442,7 @@ fn crates_that_cannot_be_built_in_are_refused_with_a_remedy_and_nothing_is_writt
             "say where it is: --with conncept-no-such-crate=DIRECTORY",
         ),
         (
-            &[
-                "--with",
-                &format!("{first}").replace("l4-first=", "l4-first+fast="),
-            ],
+            &["--with", &first.replace("l4-first=", "l4-first+fast=")],
             "has no feature \"fast\"",
         ),
         (&["--with", "l4-core=/tmp"], "is part of this checkout"),
