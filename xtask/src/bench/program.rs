@@ -244,7 +244,8 @@ fn haproxy(
     }
     text += "defaults\n  mode tcp\n  timeout connect 10s\n  timeout client 300s\n  timeout server 300s\n";
     if splice != Splice::Off {
-        text += "  option splice-auto\n";
+        // Not `splice-auto`: what it waits for, one connection of bulk does not give it.
+        text += "  option splice-request\n  option splice-response\n";
     }
     let bind = match job {
         Job::Tls(identity) => format!("bind {listen} ssl crt {}", identity.both.display()),
