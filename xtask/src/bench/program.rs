@@ -223,7 +223,9 @@ fn json(job: &Job, listen: SocketAddr, backend: SocketAddr) -> String {
             app = format!(
                 r#","tls":{{"certificates":{{"load_files":[{{"certificate":"{certificate}","key":"{key}"}}]}}}}"#
             );
-            format!(r#"[{{"handle":[{{"handler":"tls"}},{proxy}]}}]"#)
+            // `openssl s_time` names no server.
+            let tls = r#"{"handler":"tls","connection_policies":[{"default_sni":"localhost"}]}"#;
+            format!(r#"[{{"handle":[{tls},{proxy}]}}]"#)
         }
     };
     format!(
@@ -287,7 +289,7 @@ fn nginx(job: &Job, listen: SocketAddr, backend: SocketAddr, file: &Path) -> Str
         }
         Job::Tls(identity) => format!(
             "listen {listen} ssl; ssl_certificate {}; ssl_certificate_key {}; \
-             ssl_session_cache shared:bench:10m; ssl_protocols TLSv1.3; proxy_pass {backend};",
+             ssl_session_cache shared:bench:10m; ssl_protocols TLSv1.2 TLSv1.3; proxy_pass {backend};",
             identity.certificate.display(),
             identity.key.display()
         ),
