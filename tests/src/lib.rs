@@ -8,6 +8,9 @@
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+pub mod backends;
+pub mod network;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
@@ -118,6 +121,14 @@ impl Conncept {
         this
     }
 
+    /// Runs an example of the repository as it is, and waits until it serves.
+    pub fn serving_example(name: &str) -> Self {
+        let file = backends::example(name);
+        let this = Self::start(&["--config", file.to_str().unwrap()]);
+        this.logged("serving initial configuration");
+        this
+    }
+
     /// Starts `run` with `args` and waits for nothing.
     pub fn start(args: &[&str]) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), args)
@@ -130,6 +141,8 @@ impl Conncept {
         let stdout = fs::File::create(dir.path().join("stdout")).unwrap();
         command
             .current_dir(dir.path())
+            // Certificates that it makes are not for the user's own directory.
+            .env("XDG_DATA_HOME", dir.path().join("data"))
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(Stdio::piped());

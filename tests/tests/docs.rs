@@ -117,6 +117,22 @@ struct Section {
 }
 
 impl Section {
+    /// The fields of its table: each one's name and type.
+    fn fields(&self) -> Vec<(String, String)> {
+        let rows = self
+            .lines
+            .iter()
+            .skip_while(|line| !line.starts_with("| Field |"));
+        let rows = rows.skip(2).take_while(|line| line.starts_with('|'));
+        rows.flat_map(|row| {
+            let cells: Vec<&str> = row.split('|').collect();
+            let kind = cells[2].trim().to_owned();
+            let names: Vec<String> = code_spans(cells[1]).collect();
+            names.into_iter().map(move |name| (name, kind.clone()))
+        })
+        .collect()
+    }
+
     /// The names in the first column of the tables whose first heading is `title`.
     fn column(&self, title: &str) -> BTreeSet<String> {
         let header = format!("| {title} |");
@@ -357,10 +373,11 @@ fn valid_fields(piece: Value) -> BTreeSet<String> {
     help.split(", ").map(str::to_owned).collect()
 }
 
-#[test]
-fn tables_of_fields_are_complete() {
+/// The sections with a table of fields, and a configuration that has an object of that kind, with a field that is not
+/// among them.
+fn tables() -> Vec<(&'static str, Value)> {
     let upstream = json!({"dial": ["127.0.0.1:1"]});
-    for (heading, piece) in [
+    vec![
         (
             "configuration#Application",
             json!({"apps": {"layer4": {"none such": 1}}}),
@@ -470,10 +487,106 @@ fn tables_of_fields_are_complete() {
             "tls.handshake_match.local_ip",
             json!({"tls": {"local_ip": {"none such": 1}}}),
         ),
-    ] {
+    ]
+}
+
+#[test]
+fn tables_of_fields_are_complete() {
+    for (heading, piece) in tables() {
         let documented = section(heading).column("Field");
         assert_eq!(documented, valid_fields(piece), "{heading}");
     }
+}
+
+/// A value that no field of this type takes.
+fn wrong(kind: &str) -> Value {
+    let says = |word: &str| kind.contains(word);
+    match kind {
+        _ if says("list") || says("object") => json!(17),
+        _ if says("duration") => json!("soon"),
+        _ if says("boolean") || says("integer") || says("number") => json!("many"),
+        // One of several words.
+        _ if says("`\"") => json!("no such word"),
+        _ => json!({}),
+    }
+}
+
+/// Puts `value` under `field` where the field is that does not exist.
+fn exchange(piece: &mut Value, field: &str, value: &Value) -> bool {
+    match piece {
+        Value::Object(members) => match members.remove("none such") {
+            Some(_) => {
+                members.insert(field.to_owned(), value.clone());
+                true
+            }
+            None => members
+                .values_mut()
+                .any(|member| exchange(member, field, value)),
+        },
+        Value::Array(items) => items.iter_mut().any(|item| exchange(item, field, value)),
+        _ => false,
+    }
+}
+
+#[test]
+fn every_field_refuses_a_value_of_another_type_with_place_value_and_remedy() {
+    let mut count = 0;
+    for (heading, piece) in tables() {
+        for (field, kind) in section(heading).fields() {
+            let (mut piece, value) = (piece.clone(), wrong(&kind));
+            assert!(exchange(&mut piece, &field, &value), "{heading}");
+            let finished = validate(&whole(piece));
+            let said = &finished.stderr;
+            let place = format!("{heading}, {field} ({kind}) = {value}: {said}");
+            assert_eq!(finished.code, Some(1), "{place}");
+            let mut places = said
+                .lines()
+                .filter_map(|line| line.trim_start().strip_prefix("= at: "));
+            assert!(
+                places.any(|at| at.ends_with(&format!("/{field}"))),
+                "{place}"
+            );
+            assert!(said.contains("--> stdin:1:"), "{place}");
+            assert!(
+                said.contains("= value: ") || said.contains(&value.to_string()),
+                "{place}"
+            );
+            assert!(
+                ["expected", "= help: ", "not in this build yet"]
+                    .iter()
+                    .any(|word| said.contains(word)),
+                "{place}"
+            );
+            count += 1;
+        }
+    }
+    assert!(count >= 100, "{count} fields");
+}
+
+#[test]
+fn every_matcher_refuses_a_value_of_another_type_with_place_value_and_remedy() {
+    let listed = run(&["list-modules"]).stdout;
+    let mut count = 0;
+    for id in listed.lines().take_while(|line| !line.is_empty()) {
+        let (namespace, name) = id.rsplit_once('.').unwrap_or(("", id));
+        let member = json!({name: 17});
+        let piece = match namespace {
+            "layer4.matchers" => member,
+            "http.matchers" => json!({"http": [member]}),
+            "tls.handshake_match" => json!({"tls": member}),
+            _ => continue,
+        };
+        let finished = validate(&whole(piece));
+        let said = &finished.stderr;
+        assert_eq!(finished.code, Some(1), "{id}: {said}");
+        assert!(said.contains(&format!("/{name}\n")), "{id}: {said}");
+        assert!(
+            said.contains("expected") && said.contains("the number 17"),
+            "{id}: {said}"
+        );
+        count += 1;
+    }
+    assert!(count > 25, "{count} matchers");
 }
 
 #[test]
