@@ -172,7 +172,7 @@ impl Relay {
     }
 
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        let before = (self.up, self.down);
+        let before = self.moved();
         let mut yielding = false;
         for direction in [Self::poll_up, Self::poll_down] {
             match direction(self, cx) {
@@ -187,9 +187,15 @@ impl Relay {
         if yielding {
             cx.waker().wake_by_ref();
         }
-        let moved = before != (self.up, self.down);
+        let moved = before != self.moved();
         ready!(self.poll_quiet(cx, moved))
             .map_or(Poll::Pending, |end| Poll::Ready(self.finish(end)))
+    }
+
+    /// Differs when bytes have come in, or gone out: a receiver may take long for what is kept for it.
+    fn moved(&self) -> (u64, u64, usize) {
+        let kept = self.peers.iter().map(|peer| peer.stash.left());
+        (self.up, self.down, self.stash.left() + kept.sum::<usize>())
     }
 
     /// Client to peers.

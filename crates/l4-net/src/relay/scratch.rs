@@ -125,6 +125,15 @@ impl Stash {
         }
     }
 
+    /// How many bytes are kept.
+    pub(super) fn left(&self) -> usize {
+        match self {
+            Self::Empty => 0,
+            Self::Bytes { held, sent } => held.len() - sent,
+            Self::Pipe { held, .. } => *held,
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }

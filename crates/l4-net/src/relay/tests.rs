@@ -512,6 +512,25 @@ async fn silence_ends_a_connection_with_an_idle_limit_and_traffic_keeps_it() {
     assert_eq!(relaying.await.unwrap().reason, EndReason::IdleTimeout);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_of_what_is_kept_for_it_is_not_idle() {
+    let limits = Limits {
+        idle: Some(Duration::from_secs(10)),
+        ..NO_LIMITS
+    };
+    let (ours, mut client) = tokio::io::duplex(1024);
+    let (theirs, mut server) = tokio::io::duplex(64);
+    let relaying = tokio::spawn(relay(layer(ours).0, [layer(theirs).0], limits));
+    client.write_all(&[7; 512]).await.unwrap();
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        let mut some = [0; 64];
+        server.read_exact(&mut some).await.unwrap();
+        assert_eq!(some, [7; 64]);
+    }
+    assert_eq!(relaying.await.unwrap().reason, EndReason::IdleTimeout);
+}
+
 #[tokio::test]
 async fn a_peer_that_never_pauses_does_not_silence_the_others() {
     let (ours, mut client) = tokio::io::duplex(1024 * 1024);
