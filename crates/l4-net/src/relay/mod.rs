@@ -134,7 +134,7 @@ impl Future for Relay {
     type Output = Relayed;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Relayed> {
-        let (reason, error) = ready!(self.poll_end(cx));
+        let (reason, error) = ready!(self.poll_directions(cx));
         Poll::Ready(Relayed {
             up: self.up,
             down: self.down,
@@ -171,7 +171,7 @@ impl Relay {
         relay
     }
 
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    fn poll_directions(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let before = self.moved();
         let mut yielding = false;
         for direction in [Self::poll_up, Self::poll_down] {
