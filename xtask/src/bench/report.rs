@@ -64,8 +64,8 @@ impl Report {
         std::fs::write(
             file,
             format!(
-                "# Report of `cargo xtask bench`\n\n{}\n\nMedians of the rounds, with minimum and maximum. The last \
-                 column of figures is the median to that of the first row.\n\n{}\n",
+                "# Report of `cargo xtask bench`\n\n{}\n\nMedians of the rounds, with minimum and maximum; \
+                 \"to the first\" is the median divided by that of the first row.\n\n{}\n",
                 self.machine,
                 tables.trim_end()
             ),
