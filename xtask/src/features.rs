@@ -50,7 +50,9 @@ fn check_licences() -> Result<()> {
         {
             Ok(())
         }
-        (licence, because) => bail!("the default features are under {licence}, because of {because:?}"),
+        (licence, because) => {
+            bail!("the default features are under {licence}, because of {because:?}")
+        }
     }
 }
 

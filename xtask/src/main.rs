@@ -29,7 +29,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Measure what a unit of work costs, beside HAProxy in the same run.
+    /// Measure what a unit of work costs, beside HAProxy, nginx and caddy-l4 in the same run.
     Bench(bench::Args),
     /// Build a binary with just the modules you name.
     Build(build::Args),
