@@ -114,6 +114,30 @@ fn terminate_tls_then_proxy() {
 }
 
 #[test]
+fn the_internal_certificate_as_it_is() {
+    if !apart("the_internal_certificate_as_it_is", &[]) {
+        return;
+    }
+    let conncept = Conncept::serving_example("echo-tls-internal.json");
+    let root = conncept.data().join("pki/authorities/local/root.crt");
+    eventually("there is a root", || root.exists());
+    let client = format!(
+        "openssl s_client -connect localhost:5000 -servername localhost -verify_hostname localhost \
+         -verify_return_error -CAfile {}",
+        root.display()
+    );
+    let seen = succeed(&format!("{client} </dev/null 2>&1"));
+    assert!(seen.contains("Verify return code: 0 (ok)"), "{seen}");
+    // The client stays until its line has come back.
+    assert_eq!(
+        succeed(&format!(
+            "(echo over TLS; sleep 10) | timeout 20 {client} -quiet 2>/dev/null | head -n 1"
+        )),
+        "over TLS\n"
+    );
+}
+
+#[test]
 fn tls_to_443_without_terminating_http_to_80_ssh_to_22() {
     if !apart("tls_to_443_without_terminating_http_to_80_ssh_to_22", &[]) {
         return;
