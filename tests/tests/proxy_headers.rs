@@ -10,10 +10,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use e2e::backends::{example, succeed};
+use e2e::backends::succeed;
 use e2e::network::apart;
 use e2e::{Conncept, config, connect, drain, eventually, loopback};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
 /// What a shell command prints.

@@ -6,8 +6,9 @@
 #![cfg(feature = "interop")]
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use e2e::backends::{Backends, Ports, sh, succeed};
@@ -128,13 +129,23 @@ fn the_internal_certificate_as_it_is() {
     );
     let seen = succeed(&format!("{client} </dev/null 2>&1"));
     assert!(seen.contains("Verify return code: 0 (ok)"), "{seen}");
-    // The client stays until its line has come back.
-    assert_eq!(
-        succeed(&format!(
-            "(echo over TLS; sleep 10) | timeout 20 {client} -quiet 2>/dev/null | head -n 1"
-        )),
-        "over TLS\n"
-    );
+    let mut client = Command::new("sh")
+        .args([
+            "-c",
+            &format!("exec {client} -quiet -no_ign_eof 2>/dev/null"),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = client.stdin.take().unwrap();
+    stdin.write_all(b"over TLS\n").unwrap();
+    let mut back = [0; 9];
+    let stdout = client.stdout.as_mut().unwrap();
+    stdout.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"over TLS\n");
+    drop(stdin);
+    assert!(client.wait().unwrap().success());
 }
 
 #[test]

@@ -245,7 +245,9 @@ pub(crate) fn register(reg: &mut Registry) {
         system_roots(node, cx).map(boxed)
     });
     reg.add_inline::<TrustPools, _>("storage", KEY, |config: StoragePoolConfig, cx| {
-        if config.pem_keys.is_empty() {
+        let none = config.pem_keys.is_empty();
+        let loaded = stored_certificates(config.pem_keys, config.storage, cx)?;
+        if none {
             let node = cx.node();
             return Err(cx.reject_help(
                 node,
@@ -253,7 +255,7 @@ pub(crate) fn register(reg: &mut Registry) {
                 "name what is in storage in \"pem_keys\", such as [\"clients/ca.pem\"]",
             ));
         }
-        stored_certificates(config.pem_keys, config.storage, cx).map(boxed)
+        Ok(boxed(loaded))
     });
     reg.add_inline::<TrustPools, _>("pki_root", KEY, |config: AuthorityPoolConfig, cx| {
         own_authorities(config.authority, Tier::Root, cx).map(Box::new)

@@ -62,6 +62,7 @@ impl Known {
         if let Some(seen) = intermediate
             && new.intermediates.last().map(|(last, _)| last) != Some(&seen)
             && let Some(validity) = Validity::of_chain(std::slice::from_ref(&seen))
+            && validity.left(now) > 0.0
         {
             new.intermediates.retain(|(known, _)| *known != seen);
             new.intermediates.push((seen, validity));
@@ -119,7 +120,12 @@ mod tests {
         assert_eq!(trusted(Tier::Intermediate), [first, second.clone()]);
         // By then the first has ended.
         known.see(Some(anchor.clone()), None, NOW + 8 * DAY);
-        assert_eq!(trusted(Tier::Intermediate), [second]);
+        assert_eq!(trusted(Tier::Intermediate), std::slice::from_ref(&second));
+        known.see(Some(anchor), Some(second), NOW + 14 * DAY);
+        assert!(
+            trusted(Tier::Intermediate).is_empty(),
+            "nobody has renewed it"
+        );
 
         let other = sign::root("Root", NOW).unwrap().chain[0].clone();
         known.see(Some(other.clone()), None, NOW + 8 * DAY);
