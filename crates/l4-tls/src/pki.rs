@@ -390,9 +390,12 @@ impl Authority {
     /// Configurations that have the same authority know the same of it.
     fn shared_known(&self) -> Arc<Known> {
         static TABLE: LazyLock<Shared<Known>> = LazyLock::new(Shared::default);
-        let given = [Tier::Root, Tier::Intermediate].map(|tier| match self.given(tier) {
-            Some(certificate) => BASE64.encode(&certificate),
-            None => String::new(),
+        let given = [Tier::Root, Tier::Intermediate].map(|tier| {
+            let given = self.given(tier).unwrap_or_default();
+            given
+                .iter()
+                .map(|der| BASE64.encode(der))
+                .collect::<String>()
         });
         let folder = self.storage.describe("");
         TABLE.of(
@@ -401,14 +404,17 @@ impl Authority {
         )
     }
 
-    fn given(&self, tier: Tier) -> Option<CertificateDer<'static>> {
+    /// A certificate that is not in storage, with its chain.
+    fn given(&self, tier: Tier) -> Option<Vec<CertificateDer<'static>>> {
         let signer = match (tier, &self.root) {
-            (Tier::Root, Some(Root::Certificate(certificate))) => return Some(certificate.clone()),
+            (Tier::Root, Some(Root::Certificate(certificate))) => {
+                return Some(vec![certificate.clone()]);
+            }
             (Tier::Root, Some(Root::Signer(signer))) => Some(signer),
             (Tier::Root, None) => None,
             (Tier::Intermediate, _) => self.intermediate.as_ref(),
         };
-        signer.and_then(|signer| signer.chain.first().cloned())
+        signer.map(|signer| signer.chain.clone())
     }
 
     /// Takes note of the certificates as they are now, unless they cannot be read. May block.
@@ -421,14 +427,12 @@ impl Authority {
 
     fn try_look(&self) -> Result<(), AuthorityError> {
         let now_there = |tier| match self.given(tier) {
-            Some(certificate) => Ok(Some(certificate)),
-            None => {
-                let chain = self.stored_chain(tier)?;
-                Ok::<_, AuthorityError>(chain.and_then(|chain| chain.into_iter().next()))
-            }
+            Some(chain) => Ok(Some(chain)),
+            None => self.stored_chain(tier),
         };
-        let (root, intermediate) = (now_there(Tier::Root)?, now_there(Tier::Intermediate)?);
-        self.known.see(root, intermediate, now());
+        let (root, chain) = (now_there(Tier::Root)?, now_there(Tier::Intermediate)?);
+        let root = root.and_then(|chain| chain.into_iter().next());
+        self.known.see(root, chain.unwrap_or_default(), now());
         Ok(())
     }
 

@@ -27,7 +27,7 @@ pub(crate) struct Known {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Certificates {
     root: Option<CertificateDer<'static>>,
-    /// The current one last, and before it those that have not ended yet.
+    /// The current one with its chain, and those before it that have not ended yet.
     intermediates: Vec<(CertificateDer<'static>, Validity)>,
 }
 
@@ -40,11 +40,11 @@ impl Known {
         self.certificates.load_full()
     }
 
-    /// Takes note of what there is at `now`.
+    /// Takes note of what there is at `now`: the root, and the intermediate with its chain.
     pub(super) fn see(
         &self,
         root: Option<CertificateDer<'static>>,
-        intermediate: Option<CertificateDer<'static>>,
+        intermediates: Vec<CertificateDer<'static>>,
         now: i64,
     ) {
         let _one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,13 +59,14 @@ impl Known {
         }
         new.intermediates
             .retain(|(_, validity)| validity.left(now) > 0.0);
-        if let Some(seen) = intermediate
-            && new.intermediates.last().map(|(last, _)| last) != Some(&seen)
-            && let Some(validity) = Validity::of_chain(std::slice::from_ref(&seen))
-            && validity.left(now) > 0.0
-        {
-            new.intermediates.retain(|(known, _)| *known != seen);
-            new.intermediates.push((seen, validity));
+        for seen in intermediates {
+            let known = new.intermediates.iter().any(|(known, _)| *known == seen);
+            if !known
+                && let Some(validity) = Validity::of_chain(std::slice::from_ref(&seen))
+                && validity.left(now) > 0.0
+            {
+                new.intermediates.push((seen, validity));
+            }
         }
         if new != **old {
             self.certificates.store(Arc::new(new));
@@ -107,28 +108,28 @@ mod tests {
         let trusted = |tier| known.certificates().of(tier).cloned().collect::<Vec<_>>();
         assert!(trusted(Tier::Root).is_empty() && trusted(Tier::Intermediate).is_empty());
 
-        known.see(Some(anchor.clone()), Some(first.clone()), NOW);
+        known.see(Some(anchor.clone()), vec![first.clone()], NOW);
         let before = known.certificates();
-        known.see(Some(anchor.clone()), Some(first.clone()), NOW + 1);
+        known.see(Some(anchor.clone()), vec![first.clone()], NOW + 1);
         assert!(
             Arc::ptr_eq(&before, &known.certificates()),
             "nothing is new"
         );
 
-        known.see(Some(anchor.clone()), Some(second.clone()), NOW + 6 * DAY);
+        known.see(Some(anchor.clone()), vec![second.clone()], NOW + 6 * DAY);
         assert_eq!(trusted(Tier::Root), std::slice::from_ref(&anchor));
         assert_eq!(trusted(Tier::Intermediate), [first, second.clone()]);
         // By then the first has ended.
-        known.see(Some(anchor.clone()), None, NOW + 8 * DAY);
+        known.see(Some(anchor.clone()), Vec::new(), NOW + 8 * DAY);
         assert_eq!(trusted(Tier::Intermediate), std::slice::from_ref(&second));
-        known.see(Some(anchor), Some(second), NOW + 14 * DAY);
+        known.see(Some(anchor), vec![second], NOW + 14 * DAY);
         assert!(
             trusted(Tier::Intermediate).is_empty(),
             "nobody has renewed it"
         );
 
         let other = sign::root("Root", NOW).unwrap().chain[0].clone();
-        known.see(Some(other.clone()), None, NOW + 8 * DAY);
+        known.see(Some(other.clone()), Vec::new(), NOW + 8 * DAY);
         assert_eq!(trusted(Tier::Root), [other]);
         assert!(trusted(Tier::Intermediate).is_empty());
     }
