@@ -127,11 +127,25 @@ impl Conncept {
         args: &[&str],
         prepare: impl FnOnce(&mut Command),
     ) -> Self {
+        Self::serving_by(&program(), config, args, prepare)
+    }
+
+    /// Runs another build with `config` and waits until it serves.
+    pub fn serving_from(program: &Path, config: &Value) -> Self {
+        Self::serving_by(program, config, &[], |_| {})
+    }
+
+    fn serving_by(
+        program: &Path,
+        config: &Value,
+        args: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("l4.json");
         fs::write(&file, config.to_string()).unwrap();
         let args = [&["--config", file.to_str().unwrap()], args].concat();
-        let this = Self::start_in(dir, &args, prepare);
+        let this = Self::start_in(program, dir, &args, prepare);
         this.logged("serving initial configuration");
         this
     }
@@ -146,11 +160,16 @@ impl Conncept {
 
     /// Starts `run` with `args` and waits for nothing.
     pub fn start(args: &[&str]) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), args, |_| {})
+        Self::start_in(&program(), tempfile::tempdir().unwrap(), args, |_| {})
     }
 
-    fn start_in(dir: TempDir, args: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
-        let mut command = Command::new(program());
+    fn start_in(
+        program: &Path,
+        dir: TempDir,
+        args: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
+        let mut command = Command::new(program);
         command.args(["run", "--log-format", "json"]).args(args);
         // Standard output goes to a file: nobody has to read it, and nothing is lost.
         let stdout = fs::File::create(dir.path().join("stdout")).unwrap();

@@ -168,7 +168,14 @@ fn root() -> PathBuf {
 
 /// All Markdown files at the root and in `docs`.
 fn pages() -> Vec<Page> {
-    pages_in(&["", "docs", "docs/matchers", "docs/handlers", "docs/apps"])
+    pages_in(&[
+        "",
+        "docs",
+        "docs/matchers",
+        "docs/handlers",
+        "docs/apps",
+        "docs/performance",
+    ])
 }
 
 /// The pages that describe the configuration.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::shell::{self, cargo, step};
-use crate::{deps, features, fuzz};
+use crate::{deps, features, fuzz, package};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -38,8 +38,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .env("RUSTDOCFLAGS", "-D warnings");
         shell::run(&mut doc)
     })?;
+    step("packages", package::run)?;
     step("fuzz corpus", || fuzz::smoke(10))?;
     step("hostile peers against a release build", hostile)?;
+    step("the example of a module", || {
+        let manifest = "examples/l4-hello/Cargo.toml";
+        shell::run(cargo().args(["fmt", "--check", "--manifest-path", manifest]))
+    })?;
+    run_step(
+        "custom builds",
+        &[
+            "test",
+            "--package",
+            "e2e",
+            "--features",
+            "custom-builds",
+            "--test",
+            "custom_builds",
+            "--locked",
+        ],
+    )?;
     if !args.no_interop {
         run_step(
             "real clients and servers",

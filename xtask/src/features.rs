@@ -1,15 +1,15 @@
 //! `cargo xtask features`: the builds that `--workspace`, which unifies features, never makes.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use cargo_metadata::{Metadata, MetadataCommand};
 
-use crate::licence;
+use crate::build::licence;
 use crate::shell::{self, cargo, root};
 
 /// Checks `conncept` with no feature, each alone and all; then every library crate on its own. And that the feature
 /// `permissive` is permissive.
 pub(crate) fn run() -> Result<()> {
-    licence::check()?;
+    check_licences()?;
     let metadata = metadata()?;
     let mut choices = vec![String::new()];
     choices.extend(names(&metadata)?);
@@ -29,6 +29,31 @@ pub(crate) fn run() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Checks that the feature `permissive` is what its name says, and that the default is no surprise.
+fn check_licences() -> Result<()> {
+    let of = |choice: &[&str]| -> Result<(String, Vec<String>)> {
+        let mut tree = cargo();
+        tree.args(["tree", "--quiet", "--package", "conncept"])
+            .args(choice);
+        Ok(licence::effective(&licence::parts(&mut tree)?))
+    };
+    let (licence, because) = of(&["--no-default-features", "--features", "permissive"])?;
+    if licence != licence::OURS {
+        bail!("the feature permissive is under {licence}, because of {because:?}");
+    }
+    match of(&[])? {
+        (licence, because)
+            if licence == "GPL-3.0-or-later"
+                && because.iter().all(|name| name.starts_with("socks5-proto ")) =>
+        {
+            Ok(())
+        }
+        (licence, because) => {
+            bail!("the default features are under {licence}, because of {because:?}")
+        }
+    }
 }
 
 /// The features of `conncept` that stand for a module family or a set of them.
@@ -60,4 +85,14 @@ fn clippy(args: &[&str]) -> Result<()> {
             .args(args)
             .args(["--", "-D", "warnings"]),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_but_the_socks_server_is_permissive() {
+        check_licences().unwrap();
+    }
 }

@@ -8,7 +8,8 @@ mod ci;
 mod deps;
 mod features;
 mod fuzz;
-mod licence;
+mod new_module;
+mod package;
 mod shell;
 
 use std::process::ExitCode;
@@ -28,7 +29,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Measure what a unit of work costs, beside HAProxy in the same run.
+    /// Measure what a unit of work costs, beside HAProxy, nginx and caddy-l4 in the same run.
     Bench(bench::Args),
     /// Build a binary with just the modules you name.
     Build(build::Args),
@@ -41,16 +42,30 @@ enum Task {
     Features,
     /// Replay or extend the fuzz corpus.
     Fuzz(fuzz::Args),
+    /// Write a crate with a matcher and a handler, to begin your own with.
+    NewModule(new_module::Args),
+    /// Check that every crate can be packaged for crates.io.
+    Package,
 }
 
 fn main() -> ExitCode {
-    let done = match Args::parse().task {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // To standard output if it was asked for, such as with --help.
+            let _ = error.print();
+            return ExitCode::from(u8::from(error.use_stderr()));
+        }
+    };
+    let done = match args.task {
         Task::Bench(args) => bench::run(&args),
         Task::Build(args) => build::run(&args),
         Task::Ci(args) => ci::run(&args),
         Task::Deps => deps::run(),
         Task::Features => features::run(),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::NewModule(args) => new_module::run(&args),
+        Task::Package => package::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -41,16 +41,23 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// What `command` prints; an error if it fails.
-pub(crate) fn output(command: &mut Command) -> Result<String> {
+/// What a program printed, and whether it succeeded.
+pub(crate) struct Said {
+    pub(crate) success: bool,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Runs `command` silently.
+pub(crate) fn ask(command: &mut Command) -> Result<Said> {
     let output = command
-        .stderr(std::process::Stdio::inherit())
         .output()
         .with_context(|| format!("cannot run {}", shown(command)))?;
-    if !output.status.success() {
-        bail!("{} ended with {}", shown(command), output.status);
-    }
-    Ok(String::from_utf8(output.stdout)?)
+    Ok(Said {
+        success: output.status.success(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
 }
 
 /// Runs a named step and says how long it took.
@@ -62,7 +69,7 @@ pub(crate) fn step(name: &str, task: impl FnOnce() -> Result<()>) -> Result<()> 
     Ok(())
 }
 
-fn shown(command: &Command) -> String {
+pub(crate) fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program())
         .file_name()
         .unwrap_or_default();

@@ -42,6 +42,7 @@ pub struct Cli {
     /// Ids of the modules that come with this crate.
     standard: BTreeSet<String>,
     custom: bool,
+    licence: Option<&'static str>,
 }
 
 impl Cli {
@@ -54,6 +55,7 @@ impl Cli {
             registry,
             standard,
             custom: false,
+            licence: None,
         }
     }
 
@@ -62,6 +64,13 @@ impl Cli {
     pub fn with(mut self, register: impl FnOnce(&mut Registry)) -> Self {
         register(&mut self.registry);
         self.custom = true;
+        self
+    }
+
+    /// Says what the binary may be passed on under, if a crate of others makes that another licence than ours.
+    #[must_use]
+    pub fn licence(mut self, licence: &'static str) -> Self {
+        self.licence = Some(licence);
         self
     }
 
@@ -75,6 +84,7 @@ impl Cli {
             registry: Arc::new(self.registry),
             standard: self.standard,
             custom: self.custom,
+            licence: self.licence.unwrap_or_else(modules::licence),
         };
         cli::run(std::env::args_os(), &build)
     }
@@ -91,4 +101,5 @@ struct Build {
     registry: Arc<Registry>,
     standard: BTreeSet<String>,
     custom: bool,
+    licence: &'static str,
 }

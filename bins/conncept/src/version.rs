@@ -1,11 +1,11 @@
 //! What this build is.
 
-use crate::modules;
+use crate::Build;
 
 /// `v0.1.0 (28b5941a, 2026-11-22) MIT OR Apache-2.0`
-pub(crate) fn line(custom: bool) -> String {
-    let custom = if custom { " (custom)" } else { "" };
-    format!("{}{custom} {}", short(), modules::licence())
+pub(crate) fn line(build: &Build) -> String {
+    let custom = if build.custom { " (custom)" } else { "" };
+    format!("{}{custom} {}", short(), build.licence)
 }
 
 /// `v0.1.0 (28b5941a, 2026-11-22)`, without the commit in a build that was not made in a checkout.
@@ -23,18 +23,23 @@ pub(crate) fn rustc() -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
     fn the_line_starts_with_the_version_and_ends_with_the_licence() {
-        let line = line(true);
+        let line = line(&Build {
+            registry: Arc::default(),
+            standard: BTreeSet::new(),
+            custom: true,
+            licence: "GPL-3.0-or-later",
+        });
         assert!(
             line.starts_with(concat!("v", env!("CARGO_PKG_VERSION"))),
             "{line}"
         );
-        assert!(
-            line.ends_with(&format!(" (custom) {}", modules::licence())),
-            "{line}"
-        );
+        assert!(line.ends_with(" (custom) GPL-3.0-or-later"), "{line}");
     }
 }

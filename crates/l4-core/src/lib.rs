@@ -38,11 +38,56 @@ pub use route::Program;
 pub use server::Server;
 pub use storage::{Lease, Storage, Storages};
 
-/// What a module crate imports.
+/// What a module crate imports: all that a matcher, a handler, or a namespace of one's own needs.
+///
+/// ```
+/// use l4_core::prelude::*;
+/// use serde::Deserialize;
+///
+/// /// Matches a connection that begins with a text.
+/// pub struct MatchStart(Vec<u8>);
+///
+/// #[derive(Deserialize)]
+/// #[serde(deny_unknown_fields)]
+/// pub struct StartConfig {
+///     /// The text, such as `"HELLO "`.
+///     text: At<String>,
+/// }
+///
+/// impl MatcherModule for MatchStart {
+///     const NAME: &'static str = "start";
+///     type Config = StartConfig;
+///
+///     fn provision(config: StartConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+///         if config.text.is_empty() {
+///             return Err(cx.reject_help(config.text.node(), "the text is empty", "write what comes first"));
+///         }
+///         Ok(Self(config.text.as_bytes().to_vec()))
+///     }
+/// }
+///
+/// impl Matcher for MatchStart {
+///     fn matches(&self, view: &mut View<'_>) -> Verdict {
+///         Verdict::prefix(view.bytes(), &self.0)
+///     }
+/// }
+///
+/// pub fn register(reg: &mut Registry) {
+///     reg.origin(l4_core::origin!());
+///     reg.matcher::<MatchStart>();
+/// }
+/// # let mut reg = Registry::new();
+/// # register(&mut reg);
+/// # assert_eq!(reg.modules().next().unwrap().id, "layer4.matchers.start");
+/// ```
 pub mod prelude {
     pub use crate::config::{At, GoDuration, ModuleMap, Raw as RawNode};
+    pub use crate::conn::{Capture, Received};
+    pub use crate::upstream::{Peer, PeerTransport, PeerTransports, Preamble, Preambles};
     pub use crate::{
-        AsyncHandler, Connection, Cost, Fact, Flow, HandlerModule, Matcher, MatcherModule, Parsed,
-        Provision, Registry, Rejected, Rest, Result, Template, Verdict, View,
+        Addr, AppModule, AsyncHandler, BoxFuture, Connection, Cost, Dimension, EndReason, Error,
+        Fact, Flow, Generation, HandlerModule, Io, Keys, Kind, Layer, Matcher, MatcherModule,
+        Origin, Parsed, Phase, Placeholder, Provision, Registry, Rejected, Rest, Result, Side,
+        Template, Transport, Verdict, View,
     };
 }

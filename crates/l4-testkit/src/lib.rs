@@ -3,7 +3,8 @@
 //! * [`check`] holds a matcher to its contract over every prefix of some bytes.
 //! * [`Client`] and [`connection`] give a connection in memory whose other end the test drives; [`Peer`] and [`session`]
 //!   do so with datagrams.
-//! * [`Router`] provisions a JSON configuration with chosen modules and runs connections through it.
+//! * [`Router`] provisions a JSON configuration with chosen modules and runs connections through it;
+//!   [`Router::exchange_however_cut`] shows that segmentation makes no difference to them.
 //!
 //! For tests only: everything here panics when something is wrong.
 
@@ -267,6 +268,29 @@ impl Router {
         let _ = client.read_to_end(&mut answer).await;
         task.await.unwrap();
         (answer, record)
+    }
+
+    /// Sends `bytes` whole, in two segments cut at every place, and byte by byte, each on a connection of its own, and
+    /// returns what came back.
+    ///
+    /// # Panics
+    /// If an answer, the route that was taken or the reason for the end depends on how the bytes were cut.
+    pub async fn exchange_however_cut(&self, bytes: &[u8]) -> Vec<u8> {
+        let (whole, record) = self.exchange(&[bytes]).await;
+        let seen = |record: &Record| (record.route(), record.end_reason());
+        let expected = seen(&record);
+        let cuts = (1..bytes.len()).map(|at| vec![&bytes[..at], &bytes[at..]]);
+        for segments in cuts.chain([bytes.chunks(1).collect()]) {
+            let (answer, record) = self.exchange(&segments).await;
+            let first = segments.first().map_or(0, |segment| segment.len());
+            assert_eq!(
+                (answer.escape_ascii().to_string(), seen(&record)),
+                (whole.escape_ascii().to_string(), expected.clone()),
+                "{} segments, the first of {first} bytes, against one segment",
+                segments.len()
+            );
+        }
+        whole
     }
 }
 

@@ -478,7 +478,7 @@ async fn a_datagram_session_is_refused_and_is_no_error_of_ours() {
     let record = conn.record().clone();
     peer.send(b"a hello of DTLS, say");
     server.0.clone().serve(conn).await;
-    assert_eq!(record.end_reason(), Some(l4_core::EndReason::ClientError));
+    assert_eq!(record.end_reason(), Some(EndReason::ClientError));
     assert!(peer.end().await.is_empty(), "nothing is answered");
 }
 
@@ -511,10 +511,7 @@ async fn a_client_that_stays_silent_is_let_go() {
         client.write_all(first).await.unwrap();
         server.0.clone().serve(conn).await;
         assert_eq!(start.elapsed().as_secs(), 2);
-        assert_eq!(
-            record.end_reason(),
-            Some(l4_core::EndReason::HandshakeTimeout)
-        );
+        assert_eq!(record.end_reason(), Some(EndReason::HandshakeTimeout));
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -32,7 +31,7 @@ const ANSWER: [u8; 64] = [b'a'; 64];
 pub(super) const QUESTION: [u8; 64] = [b'q'; 64];
 
 /// Nothing here may hang a run for ever.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Backend {
     /// Answers connections one after the other on each of `threads` threads, until the process ends.
@@ -82,22 +81,35 @@ impl Backend {
 }
 
 /// Listens on a port below those the kernel gives to clients, as servers do.
-fn listen() -> Result<TcpListener> {
+pub(super) fn listen() -> Result<TcpListener> {
     (20_000..30_000)
         .find_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())
         .context("no port between 20000 and 30000 is free")
 }
 
-/// Opens a connection, sends `question`, waits for the answer.
-pub(super) fn ask(target: SocketAddr, question: &[u8]) -> Result<TcpStream> {
+/// Refuses an address that is not of this machine: this is a load generator.
+pub(super) fn loopback(target: SocketAddr) -> Result<()> {
     ensure!(
         target.ip().is_loopback(),
         "{target} is not a loopback address"
     );
-    let mut connection =
+    Ok(())
+}
+
+/// Opens a connection.
+pub(super) fn connect(target: SocketAddr) -> Result<TcpStream> {
+    loopback(target)?;
+    let connection =
         TcpStream::connect_timeout(&target, PATIENCE).context("connecting to the proxy")?;
     connection.set_nodelay(true)?;
     connection.set_read_timeout(Some(PATIENCE))?;
+    connection.set_write_timeout(Some(PATIENCE))?;
+    Ok(connection)
+}
+
+/// Opens a connection, sends `question`, waits for the answer.
+pub(super) fn ask(target: SocketAddr, question: &[u8]) -> Result<TcpStream> {
+    let mut connection = connect(target)?;
     connection.write_all(question)?;
     let mut answer = [0; ANSWER.len()];
     connection
@@ -166,4 +178,19 @@ fn extension(kind: u8, data: &[u8]) -> Vec<u8> {
 
 fn length16(n: usize) -> [u8; 2] {
     u16::try_from(n).unwrap_or(u16::MAX).to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_outside_this_machine_is_refused() {
+        for outside in ["192.0.2.1:80", "0.0.0.0:80", "[2001:db8::1]:443"] {
+            assert!(connect(outside.parse().unwrap()).is_err(), "{outside}");
+            assert!(loopback(outside.parse().unwrap()).is_err(), "{outside}");
+        }
+        loopback("127.0.0.1:80".parse().unwrap()).unwrap();
+        loopback("[::1]:80".parse().unwrap()).unwrap();
+    }
 }

@@ -1,70 +1,96 @@
-//! `cargo xtask bench`: what a unit of work costs, beside a peer in the same run.
+//! `cargo xtask bench`: what a unit of work costs, beside other programs in the same run.
 //!
 //! The proxy is pinned to one processor, load and backend to another. The figure is the processor time of the proxy
-//! per unit of work, from `/proc/PID/stat`; rounds of all contestants are interleaved, and medians with
+//! per unit of work, from `/proc/PID/task/*/schedstat`; rounds of all contestants are interleaved, and medians with
 //! minimum and maximum are reported, because the machines this runs on are small and noisy.
 //!
 //! Nothing is installed: a peer that is missing is named with the command that gets it. Only loopback is ever used.
 
+mod flow;
 mod load;
+mod plot;
+mod program;
 mod proxy;
 mod report;
 mod scenario;
+mod tls;
 
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
 use crate::shell;
+use program::{PEERS, Program};
 use report::Report;
+use scenario::{Bench, NAMES};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The scenarios to run. Without it: all.
+    /// The scenarios to run, separated by commas. Without it: all.
     #[arg(long, value_delimiter = ',')]
     scenario: Vec<String>,
+    /// Whom to measure beside ours, separated by commas: direct, haproxy, haproxy-splice, haproxy-splice-1m, nginx,
+    /// caddy-l4. Without it: all that are there.
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
     /// Rounds for each contestant.
     #[arg(long, default_value_t = 10)]
     rounds: usize,
-    /// Another binary of ours to measure beside this checkout's, such as the previous release.
+    /// Measure this binary of ours instead of building one from this checkout.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// Another binary of ours to measure beside it, such as the previous release.
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
-    /// Where to write the report, as Markdown. Without it: to the terminal.
+    /// Where to write the report, as Markdown with plots beside it. Without it: to the terminal.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Where to write every figure of every round, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if let Some(unknown) = args
-        .scenario
-        .iter()
-        .find(|name| !scenario::NAMES.contains(&name.as_str()))
-    {
-        bail!(
-            "there is no scenario {unknown:?}; there are: {}",
-            scenario::NAMES.join(", ")
-        );
-    }
-    shell::run(shell::cargo().args(["build", "--release", "--package", "conncept"]))?;
-    let binary = shell::target_directory()?.join("release/conncept");
+    known("scenario", &args.scenario, NAMES)?;
+    known("peer", &args.peers, PEERS)?;
+    let binary = match &args.binary {
+        Some(binary) => binary.clone(),
+        None => {
+            shell::run(shell::cargo().args(["build", "--release", "--package", "conncept"]))?;
+            shell::target_directory()?.join("release/conncept")
+        }
+    };
     let mut report = Report::new();
-    let descriptors = proxy::prepare()?;
-    for name in scenario::NAMES {
+    let bench = Bench {
+        programs: Program::all(&binary, args.baseline.as_deref(), &args.peers),
+        rounds: args.rounds.max(1),
+        descriptors: proxy::prepare()?,
+    };
+    for &name in NAMES {
         if args.scenario.is_empty() || args.scenario.iter().any(|wanted| wanted == name) {
-            eprintln!("{name}: {} rounds", args.rounds);
-            scenario::run(
-                name,
-                &binary,
-                args.baseline.as_deref(),
-                args.rounds,
-                descriptors,
-                &mut report,
-            )?;
+            eprintln!("{name}: {} rounds", bench.rounds);
+            report.add(bench.run(name)?);
+            // After each: a long run that is broken off has its figures.
+            if let Some(file) = &args.output {
+                report.write(file)?;
+            }
+            if let Some(file) = &args.json {
+                report.write_json(file)?;
+            }
         }
     }
-    match &args.output {
-        Some(file) => std::fs::write(file, report.to_string())?,
-        None => print!("{report}"),
+    if args.output.is_none() {
+        print!("{report}");
     }
     Ok(())
+}
+
+fn known(what: &str, wanted: &[String], known: &[&str]) -> Result<()> {
+    match wanted.iter().find(|name| !known.contains(&name.as_str())) {
+        None => Ok(()),
+        Some(unknown) => bail!(
+            "there is no {what} {unknown:?}; there are: {}",
+            known.join(", ")
+        ),
+    }
 }

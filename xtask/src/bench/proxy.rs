@@ -1,14 +1,15 @@
-//! A contestant: a proxy process pinned to a processor, and what it has used.
+//! A running contestant, pinned to a processor, and what it has used.
 
 use std::fs;
-use std::io::Write as _;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::program::{Job, Kind, Program};
 
 /// The processor of the proxy; load and backend run on the other.
 const PROXY_CPU: &str = "0";
@@ -51,132 +52,153 @@ pub(super) fn prepare() -> Result<usize> {
     Ok(hard)
 }
 
-/// A running proxy; ends with this value.
+/// A proxy in front of a backend; ends with this value.
 pub(super) struct Proxy {
     pub(super) address: SocketAddr,
-    process: Child,
+    /// None where the load talks to the backend.
+    process: Option<Child>,
     config: PathBuf,
 }
 
-/// Which program, and which of its builds.
-#[derive(Clone)]
-pub(super) enum Program {
-    Conncept { label: String, binary: PathBuf },
-    Haproxy { label: String },
-}
-
-impl Program {
-    pub(super) fn label(&self) -> &str {
-        match self {
-            Self::Conncept { label, .. } | Self::Haproxy { label } => label,
+impl Proxy {
+    /// Starts `program` and waits until it listens. `reloads`: it shall be able to.
+    pub(super) fn start(
+        program: &Program,
+        job: &Job,
+        backend: SocketAddr,
+        reloads: bool,
+    ) -> Result<Self> {
+        if let Kind::Direct = program.kind {
+            return Ok(Self {
+                address: backend,
+                process: None,
+                config: PathBuf::new(),
+            });
         }
-    }
-
-    /// Whether it is there; if not, says how to get it.
-    pub(super) fn present(&self) -> bool {
-        let Self::Haproxy { label } = self else {
-            return true;
-        };
-        let present = Command::new("haproxy").arg("-v").output().is_ok();
-        if !present {
-            eprintln!("  without {label}: install it with apt-get install haproxy");
-        }
-        present
-    }
-
-    /// Starts it with `routes` (ours) or its plain TCP configuration, in front of `backend`.
-    pub(super) fn start(&self, routes: &str, backend: SocketAddr) -> Result<Proxy> {
         let address = free_address()?;
-        let text = match self {
-            Self::Conncept { .. } => format!(
-                r#"{{"apps":{{"layer4":{{"servers":{{"bench":{{"listen":["{address}"],"routes":{routes}}}}}}}}}}}"#
-            ),
-            Self::Haproxy { .. } => format!(
-                "global\n  nbthread 1\n\
-                 defaults\n  mode tcp\n  timeout connect 10s\n  timeout client 300s\n  timeout server 300s\n\
-                 listen bench\n  bind {address}\n  server backend {backend}\n"
-            ),
-        };
         let config = std::env::temp_dir().join(format!("conncept-bench-{}.conf", address.port()));
-        fs::File::create(&config)?.write_all(text.as_bytes())?;
-        let mut command = Command::new("taskset");
-        command.args(["-c", PROXY_CPU]);
-        match self {
-            Self::Conncept { binary, .. } => command
-                .arg(binary)
-                .args(["run", "--log-level", "warn", "--config"])
-                .arg(&config),
-            Self::Haproxy { .. } => command.args(["haproxy", "-q", "-db", "-f"]).arg(&config),
-        };
-        let process = command
+        fs::write(&config, program.config(job, address, backend, &config)?)?;
+        let process = Command::new("taskset")
+            .args(["-c", PROXY_CPU])
+            .args(program.command(&config, reloads))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
-            .with_context(|| format!("cannot start {}", self.label()))?;
-        let proxy = Proxy {
+            .with_context(|| format!("cannot start {}", program.label))?;
+        let mut proxy = Self {
             address,
-            process,
+            process: Some(process),
             config,
         };
-        proxy.wait_until_listening()?;
+        proxy
+            .wait_until_listening(matches!(job, Job::Udp))
+            .with_context(|| program.command(&proxy.config, reloads).join(" "))?;
         Ok(proxy)
     }
-}
 
-impl Proxy {
-    fn wait_until_listening(&self) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(10);
+    fn wait_until_listening(&mut self, datagrams: bool) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
-            if TcpStream::connect(self.address).is_ok() {
+            if let Some(process) = &mut self.process
+                && let Some(status) = process.try_wait()?
+            {
+                bail!("the proxy ended with {status}");
+            }
+            // A port that somebody else has cannot be bound.
+            let listening = match datagrams {
+                false => TcpStream::connect(self.address).is_ok(),
+                true => UdpSocket::bind(self.address).is_err(),
+            };
+            if listening {
                 return Ok(());
             }
             pause(Duration::from_millis(20));
         }
-        bail!("no proxy listens on {} after 10 s", self.address)
+        bail!("no proxy listens on {} after 60 s", self.address)
     }
 
-    /// Processor time of all its threads so far, those that have ended included, to 10 ms.
-    pub(super) fn cpu(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(self.proc("stat"))?;
-        // The name, in parentheses, may contain anything; user and system time are fields 14 and 15.
-        let (_, fields) = stat.rsplit_once(')').context("stat")?;
-        let ticks = fields
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .map(str::parse::<u64>);
-        let ticks = ticks.sum::<Result<u64, _>>().context("stat")?;
-        Ok(Duration::from_millis(ticks * 10))
+    /// Processor time of all threads of all its processes so far. None without a proxy.
+    pub(super) fn cpu(&self) -> Result<Option<Duration>> {
+        let Some(process) = &self.process else {
+            return Ok(None);
+        };
+        let mut used = Duration::ZERO;
+        for pid in family(process.id()) {
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter();
+            for thread in threads.flatten().flatten() {
+                // Exact when the thread rests, unlike the ticks of 10 ms in `stat`.
+                let stat = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+                let ran = stat.split_whitespace().next();
+                used += Duration::from_nanos(ran.and_then(|n| n.parse().ok()).unwrap_or(0));
+            }
+        }
+        Ok(Some(used))
     }
 
-    /// Resident memory, in bytes.
+    /// Resident memory of all its processes, in bytes.
     pub(super) fn rss(&self) -> Result<u64> {
-        let status = fs::read_to_string(self.proc("status"))?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .context("VmRSS")?;
-        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
-        Ok(kib * 1024)
+        let mut rss = 0;
+        for pid in self.process.iter().flat_map(|p| family(p.id())) {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("VmRSS:"))
+                .context("VmRSS")?;
+            let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+            rss += kib * 1024;
+        }
+        Ok(rss)
     }
 
+    /// The process that was started; 0 without one.
     pub(super) fn pid(&self) -> u32 {
-        self.process.id()
+        self.process.as_ref().map_or(0, Child::id)
     }
 
-    fn proc(&self, file: &str) -> PathBuf {
-        Path::new("/proc")
-            .join(self.process.id().to_string())
-            .join(file)
+    /// Sends it a signal.
+    pub(super) fn signal(&self, signal: &str) -> Result<()> {
+        let done = Command::new("kill")
+            .args([signal, &self.pid().to_string()])
+            .status()?;
+        ensure!(done.success(), "kill {signal} failed");
+        Ok(())
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = fs::remove_file(&self.config);
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        // A master that is killed leaves its workers behind.
+        for pid in family(process.id()).into_iter().rev() {
+            let _ = Command::new("kill")
+                .args(["-KILL", &pid.to_string()])
+                .status();
+        }
+        let _ = process.wait();
+        for name in ["conf", "map", "pid"] {
+            let _ = fs::remove_file(self.config.with_extension(name));
+        }
     }
+}
+
+/// A process and those it has started, and so on.
+fn family(pid: u32) -> Vec<u32> {
+    let mut family = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = family.get(next) {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        family.extend(
+            children
+                .unwrap_or_default()
+                .split_whitespace()
+                .filter_map(|word| word.parse::<u32>().ok()),
+        );
+        next += 1;
+    }
+    family
 }
 
 /// Waits; the load is on threads of its own, so blocking one is what is wanted.

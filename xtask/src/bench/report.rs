@@ -1,19 +1,29 @@
 //! Figures, and how they are shown.
 
 use std::fmt;
+use std::path::Path;
 use std::process::Command;
 
-/// Everything that was measured, as Markdown.
+use anyhow::{Context as _, Result};
+
+use super::plot;
+
+/// Everything that was measured.
 pub(super) struct Report {
     machine: String,
     tables: Vec<Table>,
 }
 
 /// One scenario: a row for each contestant.
+#[derive(Default)]
 pub(super) struct Table {
+    /// The scenario.
+    pub(super) name: &'static str,
     pub(super) title: String,
     /// What one figure is, with its unit.
     pub(super) unit: &'static str,
+    /// What one rate is, where rates were measured.
+    pub(super) rate: Option<&'static str>,
     pub(super) rows: Vec<Row>,
     /// What a reader must know beside the figures.
     pub(super) note: String,
@@ -22,7 +32,10 @@ pub(super) struct Table {
 /// The figures of one contestant, one for each round.
 pub(super) struct Row {
     pub(super) label: String,
-    pub(super) figures: Vec<f64>,
+    /// What a unit of work costs; none where there is no proxy.
+    pub(super) costs: Vec<f64>,
+    /// How much was done in a second.
+    pub(super) rates: Vec<f64>,
 }
 
 impl Report {
@@ -34,66 +47,169 @@ impl Report {
     }
 
     pub(super) fn add(&mut self, table: Table) {
-        eprint!("{table}");
+        eprint!("{}", table.markdown(false));
         self.tables.push(table);
     }
-}
 
-impl Row {
-    fn sorted(&self) -> Vec<f64> {
-        let mut sorted = self.figures.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted
+    /// As Markdown, with the plots beside it, `NAME.svg` for each scenario.
+    pub(super) fn write(&self, file: &Path) -> Result<()> {
+        let directory = file.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(directory).context("the directory of the report")?;
+        for table in &self.tables {
+            let plot = directory.join(format!("{}.svg", table.name));
+            std::fs::write(plot, plot::bars(table))?;
+        }
+        let tables = self.tables.iter().map(|table| table.markdown(true));
+        let tables: String = tables.collect();
+        std::fs::write(
+            file,
+            format!(
+                "# Report of `cargo xtask bench`\n\n{}\n\nMedians of the rounds, with minimum and maximum; \
+                 \"to the first\" is the median divided by that of the first row.\n\n{}\n",
+                self.machine,
+                tables.trim_end()
+            ),
+        )
+        .context("the report")
     }
 
-    fn median(&self) -> f64 {
-        let sorted = self.sorted();
-        match sorted.len() {
-            0 => f64::NAN,
-            n if n % 2 == 1 => sorted[n / 2],
-            n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
-        }
+    /// All figures of all rounds, as JSON.
+    pub(super) fn write_json(&self, file: &Path) -> Result<()> {
+        let list = |figures: &[f64]| {
+            let figures: Vec<_> = figures
+                .iter()
+                .map(|figure| format!("{figure:.4}"))
+                .collect();
+            figures.join(",")
+        };
+        let tables: Vec<String> = self
+            .tables
+            .iter()
+            .map(|table| {
+                let rows: Vec<String> = table
+                    .rows
+                    .iter()
+                    .map(|row| {
+                        format!(
+                            "    {{\"label\":{:?},\"costs\":[{}],\"rates\":[{}]}}",
+                            row.label,
+                            list(&row.costs),
+                            list(&row.rates)
+                        )
+                    })
+                    .collect();
+                format!(
+                    "  {{\"scenario\":{:?},\"unit\":{:?},\"rate\":{:?},\"rows\":[\n{}\n  ]}}",
+                    table.name,
+                    table.unit,
+                    table.rate.unwrap_or_default(),
+                    rows.join(",\n")
+                )
+            })
+            .collect();
+        let text = format!(
+            "{{\"machine\":{:?},\"scenarios\":[\n{}\n]}}\n",
+            self.machine,
+            tables.join(",\n")
+        );
+        std::fs::write(file, text).context("the figures as JSON")
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}\n", self.machine)?;
-        self.tables.iter().try_for_each(|table| table.fmt(f))
+        let mut tables = self.tables.iter();
+        tables.try_for_each(|table| f.write_str(&table.markdown(false)))
     }
 }
 
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "### {}\n", self.title)?;
-        writeln!(
-            f,
-            "| | median, {} | min | max | to the first |\n|---|---|---|---|---|",
-            self.unit
-        )?;
-        let first = self.rows.first().map_or(f64::NAN, Row::median);
-        for row in &self.rows {
-            let sorted = row.sorted();
-            let (min, max) = (sorted.first().copied(), sorted.last().copied());
-            writeln!(
-                f,
-                "| {} | {:.2} | {:.2} | {:.2} | {:.2} |",
-                row.label,
-                row.median(),
-                min.unwrap_or(f64::NAN),
-                max.unwrap_or(f64::NAN),
-                row.median() / first,
-            )?;
+impl Row {
+    pub(super) fn new(label: &str) -> Self {
+        Self {
+            label: label.to_owned(),
+            costs: Vec::new(),
+            rates: Vec::new(),
         }
-        writeln!(f, "\n{}\n", self.note)
+    }
+
+    /// Notes what a round gave; the first only warms up.
+    pub(super) fn note(&mut self, round: usize, (cost, rate): (Option<f64>, f64)) {
+        if round > 0 {
+            self.costs.extend(cost);
+            self.rates.push(rate);
+        }
+    }
+
+    /// Minimum, median and maximum of the costs.
+    pub(super) fn cost(&self) -> Option<[f64; 3]> {
+        summary(&self.costs)
+    }
+}
+
+/// Minimum, median and maximum.
+fn summary(figures: &[f64]) -> Option<[f64; 3]> {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (min, max) = (*sorted.first()?, *sorted.last()?);
+    let half = sorted.len() / 2;
+    let median = match sorted.len() % 2 {
+        1 => sorted[half],
+        _ => f64::midpoint(sorted[half - 1], sorted[half]),
+    };
+    Some([min, median, max])
+}
+
+impl Table {
+    fn markdown(&self, with_plot: bool) -> String {
+        let rate = self.rate.map_or(String::new(), |rate| format!(" {rate} |"));
+        let mut text = format!(
+            "## {}\n\n| | median, {} | min | max | to the first |{rate}\n|---|---|---|---|---|{}\n",
+            self.title,
+            self.unit,
+            if self.rate.is_some() { "---|" } else { "" },
+        );
+        let first = self
+            .rows
+            .iter()
+            .find_map(Row::cost)
+            .map(|[_, first, _]| first);
+        for row in &self.rows {
+            text += &match row.cost() {
+                Some([min, median, max]) => {
+                    let ratio = match first {
+                        Some(first) if first != 0.0 => format!("{:.2}", median / first),
+                        _ => "-".to_owned(),
+                    };
+                    format!(
+                        "| {} | {median:.2} | {min:.2} | {max:.2} | {ratio} |",
+                        row.label
+                    )
+                }
+                None => format!("| {} | - | - | - | - |", row.label),
+            };
+            if self.rate.is_some() {
+                let rate = summary(&row.rates).map_or(f64::NAN, |[_, median, _]| median);
+                let digits = if rate < 100.0 { 2 } else { 0 };
+                text += &format!(" {rate:.digits$} |");
+            }
+            text.push('\n');
+        }
+        text += &format!("\n{}\n\n", self.note);
+        if with_plot {
+            text += &format!("![{}]({}.svg)\n\n", self.title, self.name);
+        }
+        text
     }
 }
 
 fn machine() -> String {
     let said = |program: &str, args: &[&str]| {
         let output = Command::new(program).args(args).output().ok()?;
+        // nginx tells it as if it were an error.
+        let text = [output.stdout, output.stderr].concat();
         Some(
-            String::from_utf8_lossy(&output.stdout)
+            String::from_utf8_lossy(&text)
                 .lines()
                 .next()?
                 .trim()
@@ -104,12 +220,51 @@ fn machine() -> String {
     let model = cpu
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     format!(
-        "Measured with `cargo xtask bench` on {} processors ({}), Linux {}; {}; {}.",
+        "Measured with `cargo xtask bench` on {} processors ({}), Linux {}; {}; {}; {}; {}. Load of the machine when it \
+         began (1, 5, 15 minutes): {}.",
         std::thread::available_parallelism().map_or(0, usize::from),
         model.map_or("unknown", |(_, name)| name),
         said("uname", &["-r"]).unwrap_or_default(),
         said("rustc", &["--version"]).unwrap_or_default(),
         said("haproxy", &["-v"]).unwrap_or_else(|| "no haproxy".to_owned()),
+        said("nginx", &["-v"]).unwrap_or_else(|| "no nginx".to_owned()),
+        said("openssl", &["version"]).unwrap_or_else(|| "no openssl".to_owned()),
+        load.split_whitespace()
+            .take(3)
+            .collect::<Vec<_>>()
+            .join(", "),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_lies_between_the_two_in_the_middle() {
+        assert_eq!(summary(&[4.0, 1.0, 3.0, 2.0]), Some([1.0, 2.5, 4.0]));
+        assert_eq!(summary(&[9.0, 1.0, 3.0]), Some([1.0, 3.0, 9.0]));
+        assert_eq!(summary(&[]), None);
+    }
+
+    #[test]
+    fn rows_are_compared_with_the_first_that_has_a_cost() {
+        let mut rows = vec![Row::new("direct"), Row::new("a"), Row::new("b")];
+        rows[1].note(1, (Some(2.0), 10.0));
+        rows[2].note(0, (Some(100.0), 1.0));
+        rows[2].note(1, (Some(3.0), 5.0));
+        let table = Table {
+            rate: Some("n/s"),
+            rows,
+            ..Table::default()
+        };
+        let text = table.markdown(false);
+        assert!(text.contains("| direct | - | - | - | - | NaN |"), "{text}");
+        assert!(
+            text.contains("| b | 3.00 | 3.00 | 3.00 | 1.50 | 5.00 |"),
+            "{text}"
+        );
+    }
 }

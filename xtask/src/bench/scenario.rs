@@ -1,58 +1,50 @@
 //! What is measured.
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
+use super::flow::{self, Datagrams, MESSAGE, PingPong, Way};
 use super::load::{Backend, QUESTION, ask, client_hello, short_connections};
-use super::proxy::{Program, Proxy, pause};
-use super::report::{Report, Row, Table};
+use super::program::{Job, Kind, Program, Splice};
+use super::proxy::{Proxy, pause};
+use super::report::{Row, Table};
+use super::tls::{self, Handshake, Identity};
 
 /// All scenarios, in the order they run.
-pub(super) const NAMES: &[&str] = &["short", "syscalls", "idle", "sni"];
+pub(super) const NAMES: &[&str] = &[
+    "bulk-up",
+    "bulk-down",
+    "bulk-16",
+    "short",
+    "syscalls",
+    "ping-pong",
+    "idle",
+    "sni",
+    "tls-full",
+    "tls-resumed",
+    "tls-bulk",
+    "udp-ping-pong",
+    "udp-one-way",
+    "reload",
+];
 
-pub(super) fn run(
-    name: &str,
-    binary: &Path,
-    baseline: Option<&Path>,
-    rounds: usize,
-    descriptors: usize,
-    report: &mut Report,
-) -> Result<()> {
-    let mut programs = vec![
-        // Twice: how far apart two measurements of one thing are says how much the others mean.
-        Program::Haproxy {
-            label: "haproxy".to_owned(),
-        },
-        Program::Haproxy {
-            label: "haproxy again".to_owned(),
-        },
-        Program::Conncept {
-            label: "conncept".to_owned(),
-            binary: binary.to_owned(),
-        },
-    ];
-    if let Some(baseline) = baseline {
-        let label = "conncept, baseline".to_owned();
-        programs.push(Program::Conncept {
-            label,
-            binary: baseline.to_owned(),
-        });
-    }
-    programs.retain(Program::present);
-    report.add(match name {
-        "short" => short(&programs, rounds)?,
-        "syscalls" => syscalls(&programs)?,
-        "idle" => idle(&programs, descriptors)?,
-        _ => sni(binary, rounds)?,
-    });
-    Ok(())
+/// What all scenarios are given.
+pub(super) struct Bench {
+    pub(super) programs: Vec<Program>,
+    pub(super) rounds: usize,
+    /// How many this process may open.
+    pub(super) descriptors: usize,
 }
 
 /// Connections of one round of `short` and `sni`.
-const CONNECTIONS: usize = 4000;
+const CONNECTIONS: usize = 1000;
 
 /// Connections open at a time in those.
 const AT_A_TIME: usize = 8;
@@ -60,60 +52,439 @@ const AT_A_TIME: usize = 8;
 /// Connections of `idle`, where the system allows two descriptors for each.
 const IDLE: usize = 10_000;
 
-/// Connect, 64 bytes there and back, close: processor time of the proxy for each.
-fn short(programs: &[Program], rounds: usize) -> Result<Table> {
-    let backend = Backend::answering(AT_A_TIME)?;
-    let routes = proxy_everything(&backend);
-    let proxies = start_all(programs, &routes, &backend)?;
-    let mut rows = rows(programs);
-    for round in 0..=rounds {
-        for (proxy, row) in proxies.iter().zip(&mut rows) {
-            let cost = cost(proxy, || {
-                short_connections(proxy.address, CONNECTIONS, AT_A_TIME, &QUESTION)
+/// Bytes of one round of bulk, and of bulk over TLS.
+const BULK: u64 = 1 << 28;
+const TLS_BULK: u64 = 1 << 27;
+
+/// What a figure per byte is multiplied with.
+const GIB: f64 = (1u64 << 30) as f64;
+
+impl Bench {
+    pub(super) fn run(&self, name: &'static str) -> Result<Table> {
+        let table = match name {
+            "bulk-up" => self.bulk(Way::Up, 1),
+            "bulk-down" => self.bulk(Way::Down, 1),
+            "bulk-16" => self.bulk(Way::Down, 16),
+            "short" => self.short(),
+            "syscalls" => self.syscalls(),
+            "ping-pong" => self.ping_pong(),
+            "idle" => self.idle(),
+            "sni" => self.sni(),
+            "tls-full" => self.handshakes(Handshake::Full),
+            "tls-resumed" => self.handshakes(Handshake::Resumed),
+            "tls-bulk" => self.tls_bulk(),
+            "udp-ping-pong" => self.udp_ping_pong(),
+            "udp-one-way" => self.udp_one_way(),
+            _ => self.reload(),
+        };
+        table
+            .map(|table| Table { name, ..table })
+            .with_context(|| format!("scenario {name}"))
+    }
+
+    /// Bulk on so many connections: processor time of the proxy for each GiB.
+    fn bulk(&self, way: Way, streams: usize) -> Result<Table> {
+        let backend = flow::bulk_server()?;
+        let (rows, direction) = (
+            self.rounds(&self.programs, &Job::Tcp, backend, |_, proxy| {
+                let each = BULK / streams as u64;
+                flow::bulk(proxy.address, way, streams, each)?;
+                Ok((each * streams as u64) as f64)
+            })?,
+            if way == Way::Up {
+                "from client to server"
+            } else {
+                "from server to client"
+            },
+        );
+        Ok(Table {
+            title: format!("Bulk {direction}, {streams} at a time"),
+            unit: "ms of proxy CPU per GiB",
+            rate: Some("GiB/s"),
+            rows: scaled(rows, 1e3 * GIB, 1.0 / GIB),
+            note: "256 MiB a round.".to_owned(),
+            ..Table::default()
+        })
+    }
+
+    /// Connect, 64 bytes there and back, close: processor time of the proxy for each.
+    fn short(&self) -> Result<Table> {
+        let backend = Backend::answering(AT_A_TIME)?;
+        let rows = self.rounds(&self.simple(), &Job::Tcp, backend.address, |_, proxy| {
+            short_connections(proxy.address, CONNECTIONS, AT_A_TIME, &QUESTION)?;
+            Ok(CONNECTIONS as f64)
+        })?;
+        Ok(Table {
+            title: "Short connection: connect, 64 bytes there and back, close".to_owned(),
+            unit: "µs of proxy CPU per connection",
+            rate: Some("connections/s"),
+            rows: scaled(rows, 1e6, 1.0),
+            note: format!("{CONNECTIONS} connections a round, {AT_A_TIME} at a time."),
+            ..Table::default()
+        })
+    }
+
+    /// System calls of the proxy for each short connection, as `strace -c -f` counts them.
+    fn syscalls(&self) -> Result<Table> {
+        const TRACED: usize = 2000;
+        let backend = Backend::answering(AT_A_TIME)?;
+        let mut note = format!(
+            "{TRACED} connections, {AT_A_TIME} at a time, under `strace -c -f`; what the proxy called most:\n"
+        );
+        let mut rows = Vec::new();
+        for program in self.simple() {
+            if let Kind::Direct = program.kind {
+                continue;
+            }
+            let proxy = Proxy::start(&program, &Job::Tcp, backend.address, false)?;
+            short_connections(proxy.address, 50, 1, &QUESTION)?;
+            let counts = traced(&proxy, || {
+                short_connections(proxy.address, TRACED, AT_A_TIME, &QUESTION)
             })?;
-            // The first round warms up.
-            if round > 0 {
-                row.figures.push(cost);
+            let total: usize = counts.iter().map(|(_, n)| n).sum();
+            let most: Vec<String> = counts
+                .iter()
+                .filter(|(_, n)| n * 100 >= TRACED)
+                .map(|(name, n)| format!("{name} {:.2}", *n as f64 / TRACED as f64))
+                .collect();
+            note.push_str(&format!("\n* {}: {}", program.label, most.join(", ")));
+            let mut row = Row::new(&program.label);
+            row.costs.push(total as f64 / TRACED as f64);
+            rows.push(row);
+        }
+        Ok(Table {
+            title: "System calls of a short connection".to_owned(),
+            unit: "calls per connection",
+            rows,
+            note,
+            ..Table::default()
+        })
+    }
+
+    /// Messages of 100 bytes to and fro on many connections: processor time for each round trip.
+    fn ping_pong(&self) -> Result<Table> {
+        const OPEN: usize = 200;
+        const TURNS: usize = 100;
+        let backend = flow::echo_server()?;
+        let mut open = HashMap::new();
+        let rows = self.rounds(&self.programs, &Job::Tcp, backend, |i, proxy| {
+            if let std::collections::hash_map::Entry::Vacant(entry) = open.entry(i) {
+                entry.insert(PingPong::open(proxy.address, OPEN)?);
+            }
+            let flows = open.get_mut(&i).context("just opened")?;
+            flows.play(TURNS)?;
+            Ok((OPEN * TURNS) as f64)
+        })?;
+        Ok(Table {
+            title: format!("Messages of {MESSAGE} bytes to and fro on {OPEN} connections"),
+            unit: "µs of proxy CPU per round trip",
+            rate: Some("round trips/s"),
+            rows: scaled(rows, 1e6, 1.0),
+            note: format!(
+                "{TURNS} messages on each connection a round; all connections have one under way at a time."
+            ),
+            ..Table::default()
+        })
+    }
+
+    /// Resident memory for each of many open connections, each used once.
+    fn idle(&self) -> Result<Table> {
+        let count = IDLE.min((self.descriptors / 2).saturating_sub(400));
+        let mut rows = Vec::new();
+        for program in self.simple() {
+            if let Kind::Direct = program.kind {
+                continue;
+            }
+            let backend = Backend::keeping()?;
+            let proxy = Proxy::start(&program, &Job::Tcp, backend.address, false)?;
+            let mut open = Vec::with_capacity(count);
+            for _ in 0..100 {
+                open.push(ask(proxy.address, &QUESTION)?);
+            }
+            pause(Duration::from_millis(500));
+            let before = proxy.rss()?;
+            for _ in 0..count {
+                open.push(ask(proxy.address, &QUESTION)?);
+            }
+            pause(Duration::from_millis(500));
+            let used = proxy.rss()?.saturating_sub(before);
+            let mut row = Row::new(&program.label);
+            row.costs.push(used as f64 / count as f64 / 1024.0);
+            rows.push(row);
+        }
+        Ok(Table {
+            title: "Idle proxied connection".to_owned(),
+            unit: "KiB of resident memory per connection",
+            rows,
+            note: format!(
+                "{count} connections open at once, each used once for 64 bytes there and back."
+            ),
+            ..Table::default()
+        })
+    }
+
+    /// Choosing by name among few and many: processor time for each connection.
+    fn sni(&self) -> Result<Table> {
+        const SIZES: [usize; 3] = [1, 100, 10_000];
+        let backend = Backend::answering(AT_A_TIME)?;
+        let mut contestants = Vec::new();
+        for program in self.simple() {
+            if program.label.ends_with("again") {
+                continue;
+            }
+            for size in SIZES {
+                let job = Job::Names(size);
+                if !program.does(&job) {
+                    continue;
+                }
+                let proxy = Proxy::start(&program, &job, backend.address, false)?;
+                // A name from the second half: a scan would have to come by all before it.
+                let hello = client_hello(&format!("host{}.example", size - size / 3 - 1));
+                let label = match size {
+                    1 => format!("{}, 1 name", program.label),
+                    _ => format!("{}, {size} names", program.label),
+                };
+                // One program is known to take 18 ms for each at ten thousand.
+                let slow = matches!(program.kind, Kind::Caddy(_)) && size > 100;
+                let count = if slow { CONNECTIONS / 40 } else { CONNECTIONS };
+                contestants.push((proxy, hello, count, Row::new(&label)));
             }
         }
+        for round in 0..=self.rounds {
+            self.progress(round);
+            for (proxy, hello, count, row) in &mut contestants {
+                let measured = measure(proxy, || {
+                    short_connections(proxy.address, *count, AT_A_TIME, hello)?;
+                    Ok(*count as f64)
+                })?;
+                row.note(round, measured);
+            }
+        }
+        let rows = contestants.into_iter().map(|(_, _, _, row)| row).collect();
+        Ok(Table {
+            title: "Choosing among names (SNI)".to_owned(),
+            unit: "µs of proxy CPU per connection",
+            rate: Some("connections/s"),
+            rows: scaled(rows, 1e6, 1.0),
+            note: format!(
+                "{CONNECTIONS} connections a round, {AT_A_TIME} at a time, ClientHello there, 64 bytes back."
+            ),
+            ..Table::default()
+        })
     }
-    Ok(Table {
-        title: "Short connection: connect, 64 bytes there and back, close".to_owned(),
-        unit: "µs of proxy CPU per connection",
-        rows,
-        note: format!("{CONNECTIONS} connections a round, {AT_A_TIME} at a time."),
-    })
+
+    /// TLS handshakes, and nothing else on the connection.
+    fn handshakes(&self, kind: Handshake) -> Result<Table> {
+        let backend = Backend::answering(AT_A_TIME)?;
+        let job = Job::Tls(Identity::make(&std::env::temp_dir())?);
+        let rows = self.rounds(&self.simple(), &job, backend.address, |_, proxy| {
+            tls::handshakes(proxy.address, kind, 1)
+        })?;
+        Ok(Table {
+            title: match kind {
+                Handshake::Full => "Terminating TLS 1.3: full handshakes",
+                Handshake::Resumed => "Terminating TLS 1.2: resumed handshakes",
+            }
+            .to_owned(),
+            unit: "µs of proxy CPU per handshake",
+            rate: Some("handshakes/s"),
+            rows: scaled(rows, 1e6, 1.0),
+            note: "1 s of `openssl s_time` a round, one connection after the other, P-256 certificate. A connection to \
+                   the backend belongs to each."
+                .to_owned(),
+            ..Table::default()
+        })
+    }
+
+    /// Bulk that leaves the proxy encrypted.
+    fn tls_bulk(&self) -> Result<Table> {
+        let backend = flow::bulk_server()?;
+        let job = Job::Tls(Identity::make(&std::env::temp_dir())?);
+        let order = [&[1][..], &TLS_BULK.to_be_bytes()].concat();
+        let rows = self.rounds(&self.simple(), &job, backend, |_, proxy| {
+            let received = tls::download(proxy.address, &order)?;
+            ensure!(received == TLS_BULK, "{received} of {TLS_BULK} bytes");
+            Ok(received as f64)
+        })?;
+        Ok(Table {
+            title: "Terminating TLS: bulk from server to client".to_owned(),
+            unit: "ms of proxy CPU per GiB",
+            rate: Some("GiB/s"),
+            rows: scaled(rows, 1e3 * GIB, 1.0 / GIB),
+            note: "128 MiB a round, read by `openssl s_client`.".to_owned(),
+            ..Table::default()
+        })
+    }
+
+    fn udp_ping_pong(&self) -> Result<Table> {
+        const CLIENTS: usize = 32;
+        const TURNS: usize = 300;
+        let backend = Datagrams::server(true)?;
+        let lost = AtomicUsize::new(0);
+        let rows = self.rounds(&self.simple(), &Job::Udp, backend.address, |_, proxy| {
+            let back = flow::datagrams_to_and_fro(proxy.address, CLIENTS, TURNS)?;
+            lost.fetch_add(CLIENTS * TURNS - back as usize, Ordering::Relaxed);
+            Ok(2.0 * (CLIENTS * TURNS) as f64)
+        })?;
+        Ok(Table {
+            title: format!("Datagrams of {MESSAGE} bytes to and fro, {CLIENTS} clients"),
+            unit: "µs of proxy CPU per datagram",
+            rate: Some("datagrams/s"),
+            rows: scaled(rows, 1e6, 1.0),
+            note: format!(
+                "{TURNS} there and back for each client a round; {} were lost over all rounds and contestants.",
+                lost.into_inner()
+            ),
+            ..Table::default()
+        })
+    }
+
+    fn udp_one_way(&self) -> Result<Table> {
+        const RATE: u32 = 20_000;
+        const TIME: Duration = Duration::from_secs(1);
+        let backend = Datagrams::server(false)?;
+        let mut tally: HashMap<usize, (u64, u64)> = HashMap::new();
+        let programs = self.simple();
+        let rows = self.rounds(&programs, &Job::Udp, backend.address, |i, proxy| {
+            let before = backend.received();
+            let sent = flow::datagrams_one_way(proxy.address, RATE, TIME)?;
+            pause(Duration::from_millis(200));
+            let (all_sent, all_lost) = tally.entry(i).or_default();
+            *all_sent += sent;
+            *all_lost += sent.saturating_sub(backend.received() - before);
+            Ok(sent as f64)
+        })?;
+        let lost: Vec<String> = rows
+            .iter()
+            .enumerate()
+            .filter_map(|(i, row)| {
+                let (sent, lost) = tally.get(&i)?;
+                Some(format!(
+                    "{} {:.2} %",
+                    row.label,
+                    100.0 * *lost as f64 / *sent as f64
+                ))
+            })
+            .collect();
+        Ok(Table {
+            title: format!("Datagrams of {MESSAGE} bytes one way, {RATE} a second"),
+            unit: "µs of proxy CPU per datagram",
+            rows: scaled(rows, 1e6, 1.0),
+            note: format!("1 s a round. Lost: {}.", lost.join(", ")),
+            ..Table::default()
+        })
+    }
+
+    /// Twenty reloads while connections come: how many fail.
+    fn reload(&self) -> Result<Table> {
+        const RELOADS: usize = 20;
+        let backend = Backend::answering(AT_A_TIME)?;
+        let mut rows = Vec::new();
+        for program in self.simple() {
+            let Some(signal) = program.reload_signal() else {
+                continue;
+            };
+            let mut row = Row::new(&program.label);
+            eprintln!("  {}", program.label);
+            for _ in 0..self.rounds.min(3) {
+                let proxy = Proxy::start(&program, &Job::Tcp, backend.address, true)?;
+                let (over, failed) = (AtomicBool::new(false), AtomicUsize::new(0));
+                thread::scope(|scope| -> Result<()> {
+                    for _ in 0..AT_A_TIME {
+                        scope.spawn(|| {
+                            while !over.load(Ordering::Relaxed) {
+                                if ask(proxy.address, &QUESTION).is_err() {
+                                    failed.fetch_add(1, Ordering::Relaxed);
+                                }
+                            }
+                        });
+                    }
+                    for _ in 0..RELOADS {
+                        pause(Duration::from_millis(150));
+                        proxy.signal(signal)?;
+                    }
+                    pause(Duration::from_millis(500));
+                    over.store(true, Ordering::Relaxed);
+                    Ok(())
+                })?;
+                row.costs.push(failed.into_inner() as f64);
+            }
+            rows.push(row);
+        }
+        Ok(Table {
+            title: format!("{RELOADS} reloads under load"),
+            unit: "failed connections",
+            rows,
+            note: format!(
+                "Short connections, {AT_A_TIME} at a time; a reload every 150 ms, by the program's signal."
+            ),
+            ..Table::default()
+        })
+    }
+
+    /// Those for which splicing is no question.
+    fn simple(&self) -> Vec<Program> {
+        let spliced = |program: &&Program| {
+            matches!(program.kind, Kind::Haproxy(Splice::Default | Splice::Large))
+        };
+        let programs = self.programs.iter();
+        programs.filter(|p| !spliced(p)).cloned().collect()
+    }
+
+    /// Rounds of all that can do the job, interleaved. `work` is given the contestant's number and says how many units
+    /// it did; the rows hold seconds per unit and units per second.
+    fn rounds(
+        &self,
+        programs: &[Program],
+        job: &Job,
+        backend: SocketAddr,
+        mut work: impl FnMut(usize, &Proxy) -> Result<f64>,
+    ) -> Result<Vec<Row>> {
+        let mut contestants = Vec::new();
+        for program in programs.iter().filter(|program| program.does(job)) {
+            let proxy = Proxy::start(program, job, backend, false)?;
+            contestants.push((proxy, Row::new(&program.label)));
+        }
+        for round in 0..=self.rounds {
+            self.progress(round);
+            for (i, (proxy, row)) in contestants.iter_mut().enumerate() {
+                let measured = measure(proxy, || work(i, proxy));
+                let measured = measured.with_context(|| row.label.clone())?;
+                row.note(round, measured);
+            }
+        }
+        Ok(contestants.into_iter().map(|(_, row)| row).collect())
+    }
+
+    fn progress(&self, round: usize) {
+        match round {
+            0 => eprint!("  warming up"),
+            n if n == self.rounds => eprintln!(" {n}"),
+            n => eprint!(" {n}"),
+        }
+    }
 }
 
-/// System calls of the proxy for each short connection, as `strace -c -f` counts them.
-fn syscalls(programs: &[Program]) -> Result<Table> {
-    const TRACED: usize = 2000;
-    let backend = Backend::answering(AT_A_TIME)?;
-    let routes = proxy_everything(&backend);
-    let mut rows = rows(programs);
-    let mut note = format!(
-        "{TRACED} connections, {AT_A_TIME} at a time, under `strace -c -f`; what the proxy called most:\n"
-    );
-    for (program, row) in programs.iter().zip(&mut rows) {
-        let proxy = program.start(&routes, backend.address)?;
-        short_connections(proxy.address, 50, 1, &QUESTION)?;
-        let counts = traced(&proxy, || {
-            short_connections(proxy.address, TRACED, AT_A_TIME, &QUESTION)
-        })?;
-        let total: usize = counts.iter().map(|(_, n)| n).sum();
-        row.figures.push(total as f64 / TRACED as f64);
-        let most: Vec<String> = counts
-            .iter()
-            .map(|(name, n)| format!("{name} {:.2}", *n as f64 / TRACED as f64))
-            .collect();
-        note.push_str(&format!("\n* {}: {}", program.label(), most.join(", ")));
+/// Seconds of processor time per unit, where there is a proxy, and units per second.
+fn measure(proxy: &Proxy, work: impl FnOnce() -> Result<f64>) -> Result<(Option<f64>, f64)> {
+    let (before, started) = (proxy.cpu()?, Instant::now());
+    let units = work()?;
+    let took = started.elapsed();
+    // What the last closes cost shall be in it.
+    pause(Duration::from_millis(50));
+    let used = match (before, proxy.cpu()?) {
+        (Some(before), Some(after)) => Some(after.saturating_sub(before).as_secs_f64() / units),
+        _ => None,
+    };
+    Ok((used, units / took.as_secs_f64()))
+}
+
+fn scaled(mut rows: Vec<Row>, cost: f64, rate: f64) -> Vec<Row> {
+    for row in &mut rows {
+        row.costs.iter_mut().for_each(|figure| *figure *= cost);
+        row.rates.iter_mut().for_each(|figure| *figure *= rate);
     }
-    Ok(Table {
-        title: "System calls of a short connection".to_owned(),
-        unit: "calls per connection",
-        rows,
-        note,
-    })
+    rows
 }
 
 /// Calls by name, the most frequent first.
@@ -125,7 +496,7 @@ fn traced(proxy: &Proxy, work: impl FnOnce() -> Result<()>) -> Result<Vec<(Strin
         .args(["-p", &proxy.pid().to_string()])
         .stderr(Stdio::null())
         .spawn()
-        .context("cannot run strace; install it with apt-get install strace")?;
+        .context("cannot run strace; apt-get install strace")?;
     pause(Duration::from_secs(1));
     let worked = work();
     pause(Duration::from_millis(300));
@@ -134,7 +505,7 @@ fn traced(proxy: &Proxy, work: impl FnOnce() -> Result<()>) -> Result<Vec<(Strin
         .status()?;
     strace.wait()?;
     worked?;
-    let text = std::fs::read_to_string(&summary)?;
+    let text = std::fs::read_to_string(Path::new(&summary))?;
     std::fs::remove_file(&summary)?;
     let mut counts: Vec<(String, usize)> = text
         .lines()
@@ -147,123 +518,4 @@ fn traced(proxy: &Proxy, work: impl FnOnce() -> Result<()>) -> Result<Vec<(Strin
         .collect();
     counts.sort_by_key(|(_, calls)| std::cmp::Reverse(*calls));
     Ok(counts)
-}
-
-/// Resident memory for each of many open connections, each used once.
-fn idle(programs: &[Program], descriptors: usize) -> Result<Table> {
-    let count = IDLE.min((descriptors / 2).saturating_sub(400));
-    let mut rows = rows(programs);
-    for (program, row) in programs.iter().zip(&mut rows) {
-        let backend = Backend::keeping()?;
-        let proxy = program.start(&proxy_everything(&backend), backend.address)?;
-        let mut open = Vec::with_capacity(count);
-        for _ in 0..100 {
-            open.push(ask(proxy.address, &QUESTION)?);
-        }
-        pause(Duration::from_millis(500));
-        let before = proxy.rss()?;
-        for _ in 0..count {
-            open.push(ask(proxy.address, &QUESTION)?);
-        }
-        pause(Duration::from_millis(500));
-        row.figures
-            .push(proxy.rss()?.saturating_sub(before) as f64 / count as f64 / 1024.0);
-    }
-    Ok(Table {
-        title: "Idle proxied connection".to_owned(),
-        unit: "KiB of resident memory per connection",
-        rows,
-        note: format!(
-            "{IDLE} connections open at once, each used once for 64 bytes there and back."
-        ),
-    })
-}
-
-/// Choosing among many SNI routes: processor time for each connection.
-fn sni(binary: &Path, rounds: usize) -> Result<Table> {
-    const SIZES: [usize; 4] = [10, 100, 1000, 10_000];
-    let backend = Backend::answering(AT_A_TIME)?;
-    let program = Program::Conncept {
-        label: "conncept".to_owned(),
-        binary: binary.to_owned(),
-    };
-    let mut contestants = Vec::new();
-    for size in SIZES {
-        let routes: Vec<String> = (0..size)
-            .map(|i| {
-                let handle = proxy_handler(&backend);
-                format!(
-                    r#"{{"match":[{{"tls":{{"sni":["host{i}.example"]}}}}],"handle":[{handle}]}}"#
-                )
-            })
-            .collect();
-        let proxy = program.start(&format!("[{}]", routes.join(",")), backend.address)?;
-        // A name from the second half: a scan would have to come by all before it.
-        let hello = client_hello(&format!("host{}.example", size - 3));
-        let label = format!("{size} routes");
-        contestants.push((
-            proxy,
-            hello,
-            Row {
-                label,
-                figures: Vec::new(),
-            },
-        ));
-    }
-    for round in 0..=rounds {
-        for (proxy, hello, row) in &mut contestants {
-            let cost = cost(proxy, || {
-                short_connections(proxy.address, CONNECTIONS, AT_A_TIME, hello)
-            })?;
-            if round > 0 {
-                row.figures.push(cost);
-            }
-        }
-    }
-    Ok(Table {
-        title: "Choosing among SNI routes".to_owned(),
-        unit: "µs of proxy CPU per connection",
-        rows: contestants.into_iter().map(|(_, _, row)| row).collect(),
-        note: format!(
-            "{CONNECTIONS} connections a round, {AT_A_TIME} at a time, ClientHello there, 64 bytes back."
-        ),
-    })
-}
-
-fn proxy_handler(backend: &Backend) -> String {
-    format!(
-        r#"{{"handler":"proxy","upstreams":[{{"dial":["{}"]}}]}}"#,
-        backend.address
-    )
-}
-
-fn proxy_everything(backend: &Backend) -> String {
-    format!(r#"[{{"handle":[{}]}}]"#, proxy_handler(backend))
-}
-
-fn start_all(programs: &[Program], routes: &str, backend: &Backend) -> Result<Vec<Proxy>> {
-    programs
-        .iter()
-        .map(|program| program.start(routes, backend.address))
-        .collect()
-}
-
-fn rows(programs: &[Program]) -> Vec<Row> {
-    programs
-        .iter()
-        .map(|program| Row {
-            label: program.label().to_owned(),
-            figures: Vec::new(),
-        })
-        .collect()
-}
-
-/// Microseconds of the proxy's processor time for each connection of `work`.
-fn cost(proxy: &Proxy, work: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let before = proxy.cpu()?;
-    work()?;
-    // What the last closes cost shall be in it.
-    pause(Duration::from_millis(50));
-    let used = proxy.cpu()?.saturating_sub(before);
-    Ok(used.as_secs_f64() * 1e6 / CONNECTIONS as f64)
 }

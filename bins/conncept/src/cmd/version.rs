@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use crate::{Build, cmd, version};
 
 pub(crate) fn run(build: &Build) -> ExitCode {
-    cmd::print(&format!("{}\n", version::line(build.custom)))
+    cmd::print(&format!("{}\n", version::line(build)))
 }

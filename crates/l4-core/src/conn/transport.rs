@@ -208,6 +208,38 @@ impl Transport {
         }
     }
 
+    /// Whether bytes that were read ahead are still to be taken before those of the socket.
+    pub fn has_unread(&self) -> bool {
+        !self.prefix.is_empty()
+    }
+
+    /// How many of the `wanted` bytes the limit on reads lets through now, at least one: for who moves bytes from
+    /// [`io`](Self::io) past this type, in the kernel. They are reserved until [`passed_from`](Self::passed_from) is
+    /// called, within the same poll.
+    ///
+    /// # Errors
+    /// The socket is broken, which nobody would notice while the limit keeps it from being read.
+    pub fn poll_pass(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+        self.poll_allowed(cx, wanted)
+    }
+
+    /// Counts bytes that were taken from [`io`](Self::io) past this type, or none, and charges the limit on reads.
+    pub fn passed_from(&mut self, n: usize) {
+        if let Some(limited) = &mut self.limited {
+            limited.limit.taken(n);
+        }
+        if let Some(record) = &self.record {
+            record.add_read(n);
+        }
+    }
+
+    /// Counts bytes that were given to [`io`](Self::io) past this type.
+    pub fn passed_to(&self, n: usize) {
+        if let Some(record) = &self.record {
+            record.add_written(n);
+        }
+    }
+
     /// Splits off what is below: the socket or layer goes to `split`, which makes two of it, and the unread bytes are
     /// given to both. The limit stays with the first, whose reads fetch the bytes.
     pub(super) fn fork(mut self, split: impl FnOnce(Self) -> (Io, Io)) -> (Self, Self) {

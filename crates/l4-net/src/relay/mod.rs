@@ -7,14 +7,17 @@
 //! An upstream may be several peers: each gets every byte of the client, and their answers are merged, a chunk at a
 //! time. The slowest peer sets the pace; one that fails is dropped while others live.
 //!
-//! This is the engine that works on anything. A second one, for two plain sockets under sustained load (`splice(2)`),
-//! has its place beside `scratch.rs` and is entered from `Relay`, which knows both ends' [`Io`].
+//! That engine, copying, works on anything. A direction between two plain sockets that turns out to carry bulk goes over
+//! to the second one, splice(2) through a pipe (`pipe.rs`), and back when it does not any more (`gear.rs`). Both put what
+//! a slow receiver did not take into the same stash, and a sender is read only while that is empty: the order of bytes,
+//! half-closes, resets and limits are decided once, here, for both.
 
+mod gear;
+mod pipe;
 mod scratch;
 #[cfg(test)]
 mod tests;
 
-use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -27,6 +30,7 @@ use tokio::io::AsyncWrite as _;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::keepalive::KeepAlive;
+use gear::{Engine, Gear, Policy};
 use scratch::{Stash, with_scratch};
 
 /// Time limits of a relay. `None` is no limit.
@@ -45,6 +49,8 @@ pub struct Relayed {
     pub up: u64,
     /// Bytes received from the peers.
     pub down: u64,
+    /// How many of both were moved by splicing.
+    pub spliced: u64,
     /// Why it ended.
     pub reason: EndReason,
     /// The error behind `reason`, if it was one.
@@ -60,19 +66,13 @@ pub struct Relayed {
 ///   client's bytes become datagrams as they are read, at most 8 KiB each; a datagram client's become a stream.
 ///
 /// Cancel safe in the sense that dropping it closes both sides.
-pub async fn relay(
+pub fn relay(
     client: Transport,
     peers: impl IntoIterator<Item = Transport>,
     limits: Limits,
-) -> Relayed {
-    let mut relay = Relay::new(client, peers, limits);
-    let (reason, error) = poll_fn(|cx| relay.poll(cx)).await;
-    Relayed {
-        up: relay.up,
-        down: relay.down,
-        reason,
-        error,
-    }
+) -> impl Future<Output = Relayed> {
+    // Not an `async` function: its future would hold the arguments once more beside what is made of them.
+    Relay::new(client, peers, limits)
 }
 
 struct Relay {
@@ -90,8 +90,12 @@ struct Relay {
     quiet: Option<Box<Quiet>>,
     /// When to look whether a client that has ended its stream is still there. Exists only then.
     lookout: Option<Pin<Box<Sleep>>>,
+    policy: &'static Policy,
+    up_gear: Gear,
+    down_gear: Gear,
     up: u64,
     down: u64,
+    spliced: u64,
     /// The peer that is read first.
     turn: usize,
 }
@@ -132,6 +136,21 @@ const LOOKOUT: Duration = Duration::from_secs(5);
 /// The most bytes of a stream that become one datagram.
 const STREAM_TO_DATAGRAM: usize = 8 * 1024;
 
+impl Future for Relay {
+    type Output = Relayed;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Relayed> {
+        let (reason, error) = ready!(self.poll_directions(cx));
+        Poll::Ready(Relayed {
+            up: self.up,
+            down: self.down,
+            spliced: self.spliced,
+            reason,
+            error,
+        })
+    }
+}
+
 impl Relay {
     fn new(client: Transport, peers: impl IntoIterator<Item = Transport>, limits: Limits) -> Self {
         let peers = peers.into_iter().map(Peer::new).collect();
@@ -145,8 +164,12 @@ impl Relay {
             limits,
             quiet: None,
             lookout: None,
+            policy: &Policy::DEFAULT,
+            up_gear: Gear::default(),
+            down_gear: Gear::default(),
             up: 0,
             down: 0,
+            spliced: 0,
             turn: 0,
         };
         if let Some(limit) = limits.idle {
@@ -155,8 +178,8 @@ impl Relay {
         relay
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        let before = (self.up, self.down);
+    fn poll_directions(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let before = self.moved();
         let mut yielding = false;
         for direction in [Self::poll_up, Self::poll_down] {
             match direction(self, cx) {
@@ -177,9 +200,15 @@ impl Relay {
         if yielding {
             cx.waker().wake_by_ref();
         }
-        let moved = before != (self.up, self.down);
+        let moved = before != self.moved();
         ready!(self.poll_quiet(cx, moved))
             .map_or(Poll::Pending, |end| Poll::Ready(self.finish(end)))
+    }
+
+    /// Differs when bytes have come in, or gone out: a receiver may take long for what is kept for it.
+    fn moved(&self) -> (u64, u64, usize) {
+        let kept = self.peers.iter().map(|peer| peer.stash.left());
+        (self.up, self.down, self.stash.left() + kept.sum::<usize>())
     }
 
     /// Client to peers.
@@ -201,15 +230,29 @@ impl Relay {
                 return Ok(Pace::Waiting);
             }
             let (client, peers) = (&mut self.client, &mut self.peers);
-            let received = with_scratch(|scratch| {
-                let scratch = &mut scratch[..chunk];
-                let received = client.poll_receive(cx, scratch);
-                if let Poll::Ready(Ok(Received::Data(n))) = received {
-                    for peer in peers.iter_mut() {
-                        peer.send(cx, &scratch[..n]);
-                    }
+            // Several peers need the bytes each; what nobody takes is read to be thrown away.
+            let spliced = match &mut **peers {
+                [peer] if self.up_gear.splicing() && !unwanted => {
+                    peer.stash.poll_splice(client, cx)
                 }
-                received
+                _ => None,
+            };
+            let engine = if spliced.is_some() {
+                Engine::Splice
+            } else {
+                Engine::Copy
+            };
+            let received = spliced.unwrap_or_else(|| {
+                with_scratch(|scratch| {
+                    let scratch = &mut scratch[..chunk];
+                    let received = client.poll_receive(cx, scratch);
+                    if let Poll::Ready(Ok(Received::Data(n))) = received {
+                        for peer in peers.iter_mut() {
+                            peer.send(cx, &scratch[..n]);
+                        }
+                    }
+                    received
+                })
             });
             match received {
                 Poll::Pending => {
@@ -225,6 +268,10 @@ impl Relay {
                 }
                 Poll::Ready(Ok(Received::Data(n))) => {
                     self.up += n as u64;
+                    self.note(Way::Up, engine, n);
+                    if let ([peer], Engine::Splice) = (&mut *self.peers, engine) {
+                        peer.flush_stash(cx);
+                    }
                     budget = budget.saturating_sub(n.max(1));
                     if budget == 0 {
                         return Ok(Pace::Yielding);
@@ -265,19 +312,36 @@ impl Relay {
                     return Ok(Pace::Waiting);
                 }
                 let (client, peer, stash) = (&mut self.client, &mut self.peers[i], &mut self.stash);
-                let received = with_scratch(|scratch| {
-                    let received = peer.transport.poll_receive(cx, scratch);
-                    if let Poll::Ready(Ok(Received::Data(n))) = received {
-                        stash
-                            .send(client, cx, &scratch[..n])
-                            .map_err(client_failed)?;
-                    }
-                    Ok(received)
-                })?;
+                let spliced = if self.down_gear.splicing() {
+                    stash.poll_splice(&mut peer.transport, cx)
+                } else {
+                    None
+                };
+                let engine = if spliced.is_some() {
+                    Engine::Splice
+                } else {
+                    Engine::Copy
+                };
+                let received = match spliced {
+                    Some(received) => received,
+                    None => with_scratch(|scratch| {
+                        let received = peer.transport.poll_receive(cx, scratch);
+                        if let Poll::Ready(Ok(Received::Data(n))) = received {
+                            stash
+                                .send(client, cx, &scratch[..n])
+                                .map_err(client_failed)?;
+                        }
+                        Ok(received)
+                    })?,
+                };
                 match received {
                     Poll::Pending => break,
                     Poll::Ready(Ok(Received::Data(n))) => {
                         self.down += n as u64;
+                        self.note(Way::Down, engine, n);
+                        if engine == Engine::Splice {
+                            self.flush_stash(cx)?;
+                        }
                         budget = budget.saturating_sub(n.max(1));
                         if budget == 0 {
                             self.turn = (i + 1) % count;
@@ -360,6 +424,27 @@ impl Relay {
             .map_err(client_failed)
     }
 
+    /// A chunk was moved: what that says about the engine for the next.
+    fn note(&mut self, way: Way, engine: Engine, n: usize) {
+        let gear = match way {
+            Way::Up => &mut self.up_gear,
+            Way::Down => &mut self.down_gear,
+        };
+        gear.note(self.policy, engine, n);
+        match engine {
+            Engine::Splice => self.spliced += n as u64,
+            // It would rather splice the next one.
+            Engine::Copy if gear.splicing() => {
+                let joined =
+                    matches!(&*self.peers, [peer] if pipe::joins(&self.client, &peer.transport));
+                if !joined {
+                    *gear = Gear::default();
+                }
+            }
+            Engine::Copy => {}
+        }
+    }
+
     /// How much is read from the client at once.
     fn up_chunk(&self) -> usize {
         let into_datagrams = self.peers.iter().any(|peer| peer.transport.is_datagram());
@@ -436,6 +521,12 @@ impl Relay {
         }
         (reason, error)
     }
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    Up,
+    Down,
 }
 
 enum Pace {

@@ -5,8 +5,10 @@ use std::io;
 use std::task::{Context, Poll};
 
 use l4_core::Transport;
+use l4_core::conn::Received;
 
 use super::is_transient;
+use super::pipe::{self, Pipe};
 
 /// The largest chunk that moves at once: any datagram fits, and a larger one measured no faster on streams.
 pub(super) const SIZE: usize = 64 * 1024;
@@ -25,9 +27,18 @@ pub(super) fn with_scratch<T>(f: impl FnOnce(&mut [u8; SIZE]) -> T) -> T {
 
 /// Bytes, or one datagram, that a receiver did not take yet. Empty it owns no memory.
 #[derive(Default)]
-pub(super) struct Stash {
-    held: Option<Box<[u8]>>,
-    sent: usize,
+pub(super) enum Stash {
+    #[default]
+    Empty,
+    Bytes {
+        held: Box<[u8]>,
+        sent: usize,
+    },
+    /// Bytes of a stream that never left the kernel: at least one.
+    Pipe {
+        pipe: Pipe,
+        held: usize,
+    },
 }
 
 impl Stash {
@@ -49,37 +60,78 @@ impl Stash {
                 }
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => {
-                    self.held = Some(data.into());
-                    self.sent = 0;
+                    *self = Self::Bytes {
+                        held: data.into(),
+                        sent: 0,
+                    };
                     return Ok(());
                 }
             }
         }
     }
 
+    /// Receives as [`Transport::poll_receive`] does, but into a pipe, which is kept. Call only on an empty stash. `None`
+    /// where that cannot be done now.
+    pub(super) fn poll_splice(
+        &mut self,
+        from: &mut Transport,
+        cx: &mut Context<'_>,
+    ) -> Option<Poll<io::Result<Received>>> {
+        Some(pipe::poll_fill(cx, from)?.map_ok(|(pipe, held)| {
+            if held == 0 {
+                pipe.give_back();
+                return Received::End;
+            }
+            *self = Self::Pipe { pipe, held };
+            Received::Data(held)
+        }))
+    }
+
     /// Sends what is kept; whether nothing is left.
     pub(super) fn flush(&mut self, to: &mut Transport, cx: &mut Context<'_>) -> io::Result<bool> {
-        while let Some(held) = &self.held {
-            match to.poll_send(cx, &held[self.sent..]) {
-                Poll::Ready(Ok(0)) if self.sent < held.len() => {
-                    return Err(io::ErrorKind::WriteZero.into());
-                }
-                Poll::Ready(Ok(n)) => {
-                    self.sent += n;
-                    if self.sent >= held.len() {
+        loop {
+            let result = match self {
+                Self::Empty => return Ok(true),
+                Self::Bytes { held, sent } => to.poll_send(cx, &held[*sent..]),
+                Self::Pipe { pipe, held } => pipe::poll_drain(cx, pipe, *held, to),
+            };
+            match (result, &mut *self) {
+                (Poll::Ready(Ok(n)), Self::Bytes { held, sent }) => {
+                    if n == 0 && *sent < held.len() {
+                        return Err(io::ErrorKind::WriteZero.into());
+                    }
+                    *sent += n;
+                    if *sent >= held.len() {
                         self.clear();
                     }
                 }
-                Poll::Ready(Err(error)) => {
+                (Poll::Ready(Ok(n)), Self::Pipe { held, .. }) => {
+                    *held = held.saturating_sub(n);
+                    if *held == 0
+                        && let Self::Pipe { pipe, .. } = std::mem::take(self)
+                    {
+                        pipe.give_back();
+                    }
+                }
+                (Poll::Ready(Ok(_)), Self::Empty) => {}
+                (Poll::Ready(Err(error)), _) => {
                     self.clear();
                     if !(to.is_datagram() && is_transient(&error)) {
                         return Err(error);
                     }
                 }
-                Poll::Pending => return Ok(false),
+                (Poll::Pending, _) => return Ok(false),
             }
         }
-        Ok(true)
+    }
+
+    /// How many bytes are kept.
+    pub(super) fn left(&self) -> usize {
+        match self {
+            Self::Empty => 0,
+            Self::Bytes { held, sent } => held.len() - sent,
+            Self::Pipe { held, .. } => *held,
+        }
     }
 
     pub(super) fn clear(&mut self) {

@@ -4,8 +4,11 @@ use l4_core::Addr;
 use l4_core::conn::{Record, Session};
 use proptest::prelude::*;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::{Mutex, MutexGuard};
 
+use super::pipe::Pipe;
+use super::scratch::Stash;
 use super::*;
 
 const NO_LIMITS: Limits = Limits {
@@ -25,6 +28,52 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         prop_oneof![(1usize..3000).prop_map(Op::Write), Just(Op::Yield)],
         0..12,
     )
+}
+
+/// Only copies.
+const COPYING: Policy = Policy {
+    large: usize::MAX,
+    ..Policy::DEFAULT
+};
+
+/// Splices from the second chunk on.
+const SPLICING: Policy = Policy {
+    large: 1,
+    promote_after: 1,
+    small: 0,
+    demote_after: 1,
+};
+
+/// Changes the engine after every chunk.
+const CHANGING: Policy = Policy {
+    large: 1,
+    promote_after: 1,
+    small: usize::MAX,
+    demote_after: 1,
+};
+
+/// Changes the engine now and then, as chunks come large or small.
+const ADAPTING: Policy = Policy {
+    large: 1000,
+    promote_after: 1,
+    small: 1000,
+    demote_after: 2,
+};
+
+fn policies() -> impl Strategy<Value = &'static Policy> {
+    prop::sample::select(vec![&COPYING, &SPLICING, &CHANGING, &ADAPTING])
+}
+
+/// Held by a test for which it matters that there are pipes to be had.
+async fn pipes() -> MutexGuard<'static, ()> {
+    static PIPES: Mutex<()> = Mutex::const_new(());
+    PIPES.lock().await
+}
+
+fn relay_by(policy: &'static Policy, client: Transport, peer: Transport, limits: Limits) -> Relay {
+    let mut relay = Relay::new(client, [peer], limits);
+    relay.policy = policy;
+    relay
 }
 
 /// Bytes whose order and completeness show in their values.
@@ -139,15 +188,69 @@ proptest! {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_goes_in_comes_out_whichever_engine_moves_it(
+        up in large_ops(), down in large_ops(), reads in (1usize..9000, 1usize..9000),
+        policy in policies(), unix in (any::<bool>(), any::<bool>()),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let record = Arc::new(Record::new(Addr::UNNAMED));
+            let (ours, client) = sockets(unix.0, Some(record.clone())).await;
+            let (theirs, server) = sockets(unix.1, None).await;
+            let relaying = tokio::spawn(relay_by(policy, ours, theirs, NO_LIMITS));
+            let client = tokio::spawn(play(client, 1, up.clone(), reads.0));
+            let server = tokio::spawn(play(server, 2, down.clone(), reads.1));
+            assert!(client.await.unwrap() == (pattern(2, total(&down)), true));
+            assert!(server.await.unwrap() == (pattern(1, total(&up)), true));
+            let relayed = relaying.await.unwrap();
+            assert_eq!(relayed.reason, EndReason::Completed);
+            assert_eq!((relayed.up, relayed.down), (total(&up) as u64, total(&down) as u64));
+            assert_eq!((record.bytes_read(), record.bytes_written()), (relayed.up, relayed.down));
+            assert!(relayed.spliced <= relayed.up + relayed.down);
+        });
+    }
+}
+
+fn large_ops() -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(
+        prop_oneof![
+            (1usize..3000).prop_map(Op::Write),
+            (1usize..200_000).prop_map(Op::Write),
+            Just(Op::Yield)
+        ],
+        0..8,
+    )
+}
+
+/// A real connection: the relay's end, and the other one. Small buffers make partial writes the rule.
+async fn sockets(unix: bool, record: Option<Arc<Record>>) -> (Transport, Box<dyn l4_core::Layer>) {
+    let small = |socket: socket2::SockRef<'_>| socket.set_send_buffer_size(4096).unwrap();
+    if unix {
+        let (ours, other) = UnixStream::pair().unwrap();
+        small((&ours).into());
+        small((&other).into());
+        return (Transport::new(Io::Unix(ours), record), Box::new(other));
+    }
+    let (other, ours) = connected_tcp().await;
+    small((&ours).into());
+    small((&other).into());
+    (Transport::new(Io::Tcp(ours), record), Box::new(other))
+}
+
+proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
     fn a_reset_at_any_moment_is_passed_on_behind_what_came_before_it(
         ops in ops(), from_client in any::<bool>(), read_size in 1usize..3000, read_late in any::<bool>(),
+        policy in policies(),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let (client, server, relaying, record) = tcp_pair().await;
+            let (client, server, relaying, record) = tcp_pair_with(NO_LIMITS, policy).await;
             let (mut breaking, mut other) = if from_client { (client, server) } else { (server, client) };
             let data = pattern(5, total(&ops));
             let breaker = tokio::spawn({
@@ -193,11 +296,7 @@ proptest! {
 
 /// Two real TCP connections with the relay between them; small buffers make partial writes the rule.
 async fn connected() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let dialled = TcpStream::connect(listener.local_addr().unwrap())
-        .await
-        .unwrap();
-    let accepted = listener.accept().await.unwrap().0;
+    let (dialled, accepted) = connected_tcp().await;
     for socket in [&dialled, &accepted] {
         socket2::SockRef::from(socket)
             .set_send_buffer_size(4096)
@@ -212,11 +311,12 @@ async fn tcp_pair() -> (
     tokio::task::JoinHandle<Relayed>,
     Arc<Record>,
 ) {
-    tcp_pair_with(NO_LIMITS).await
+    tcp_pair_with(NO_LIMITS, &Policy::DEFAULT).await
 }
 
 async fn tcp_pair_with(
     limits: Limits,
+    policy: &'static Policy,
 ) -> (
     TcpStream,
     TcpStream,
@@ -227,28 +327,39 @@ async fn tcp_pair_with(
     let (theirs, server) = connected().await;
     let record = Arc::new(Record::new(Addr::Tcp(client.local_addr().unwrap())));
     let client_side = Transport::new(Io::Tcp(ours), Some(record.clone()));
-    let relaying = tokio::spawn(relay(
+    let relaying = tokio::spawn(relay_by(
+        policy,
         client_side,
-        [Transport::new(Io::Tcp(theirs), None)],
+        Transport::new(Io::Tcp(theirs), None),
         limits,
     ));
     (client, server, relaying, record)
 }
 
+async fn connected_tcp() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dialled = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    (dialled, listener.accept().await.unwrap().0)
+}
+
 #[tokio::test]
 async fn bulk_both_ways_over_small_socket_buffers_is_complete() {
-    let (client, server, relaying, record) = tcp_pair().await;
-    let writes = |n| vec![Op::Write(n); 20];
-    let client = tokio::spawn(play(client, 1, writes(50_000), 7000));
-    let server = tokio::spawn(play(server, 2, writes(30_000), 9000));
-    assert_eq!(client.await.unwrap().0, pattern(2, 600_000));
-    assert_eq!(server.await.unwrap().0, pattern(1, 1_000_000));
-    let relayed = relaying.await.unwrap();
-    assert_eq!((relayed.up, relayed.down), (1_000_000, 600_000));
-    assert_eq!(
-        (record.bytes_read(), record.bytes_written()),
-        (1_000_000, 600_000)
-    );
+    for policy in [&COPYING, &SPLICING, &CHANGING, &ADAPTING] {
+        let (client, server, relaying, record) = tcp_pair_with(NO_LIMITS, policy).await;
+        let writes = |n| vec![Op::Write(n); 20];
+        let client = tokio::spawn(play(client, 1, writes(50_000), 7000));
+        let server = tokio::spawn(play(server, 2, writes(30_000), 9000));
+        assert_eq!(client.await.unwrap().0, pattern(2, 600_000));
+        assert_eq!(server.await.unwrap().0, pattern(1, 1_000_000));
+        let relayed = relaying.await.unwrap();
+        assert_eq!((relayed.up, relayed.down), (1_000_000, 600_000));
+        assert_eq!(
+            (record.bytes_read(), record.bytes_written()),
+            (1_000_000, 600_000)
+        );
+    }
 }
 
 #[tokio::test]
@@ -403,20 +514,22 @@ async fn an_answer_survives_a_server_that_refuses_the_rest_of_the_upload() {
 
 #[tokio::test]
 async fn a_slow_reader_holds_back_a_fast_sender() {
-    let (mut client, server, relaying, record) = tcp_pair().await;
-    let sending = tokio::spawn(async move {
-        let _ = client.write_all(&vec![0; 64 * 1024 * 1024]).await;
-    });
-    // The server does not read. What the relay takes in is bounded by the kernel's buffers, not by the sender.
-    let mut last = u64::MAX;
-    while record.bytes_read() != last {
-        last = record.bytes_read();
-        sleep(Duration::from_millis(100)).await;
+    for policy in [&COPYING, &SPLICING, &ADAPTING] {
+        let (mut client, server, relaying, record) = tcp_pair_with(NO_LIMITS, policy).await;
+        let sending = tokio::spawn(async move {
+            let _ = client.write_all(&vec![0; 64 * 1024 * 1024]).await;
+        });
+        // The server does not read. What the relay takes in is bounded by the kernel's buffers, not by the sender.
+        let mut last = u64::MAX;
+        while record.bytes_read() != last {
+            last = record.bytes_read();
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert!(last < 32 * 1024 * 1024, "{last}");
+        drop(server);
+        let _ = relaying.await.unwrap();
+        let _ = sending.await;
     }
-    assert!(last < 32 * 1024 * 1024, "{last}");
-    drop(server);
-    let _ = relaying.await.unwrap();
-    let _ = sending.await;
 }
 
 #[tokio::test]
@@ -425,7 +538,7 @@ async fn a_client_that_lingers_after_the_end_is_let_go() {
         half_closed: Some(Duration::from_millis(50)),
         ..NO_LIMITS
     };
-    let (mut client, server, relaying, _) = tcp_pair_with(limits).await;
+    let (mut client, server, relaying, _) = tcp_pair_with(limits, &Policy::DEFAULT).await;
     drop(server);
     assert_eq!(relaying.await.unwrap().reason, EndReason::HalfCloseTimeout);
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
@@ -445,6 +558,25 @@ async fn silence_ends_a_connection_with_an_idle_limit_and_traffic_keeps_it() {
         assert!(!relaying.is_finished());
         client.write_all(b"x").await.unwrap();
         server.read_exact(&mut [0]).await.unwrap();
+    }
+    assert_eq!(relaying.await.unwrap().reason, EndReason::IdleTimeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_of_what_is_kept_for_it_is_not_idle() {
+    let limits = Limits {
+        idle: Some(Duration::from_secs(10)),
+        ..NO_LIMITS
+    };
+    let (ours, mut client) = tokio::io::duplex(1024);
+    let (theirs, mut server) = tokio::io::duplex(64);
+    let relaying = tokio::spawn(relay(layer(ours).0, [layer(theirs).0], limits));
+    client.write_all(&[7; 512]).await.unwrap();
+    for _ in 0..8 {
+        sleep(Duration::from_secs(9)).await;
+        let mut some = [0; 64];
+        server.read_exact(&mut some).await.unwrap();
+        assert_eq!(some, [7; 64]);
     }
     assert_eq!(relaying.await.unwrap().reason, EndReason::IdleTimeout);
 }
@@ -638,4 +770,102 @@ async fn a_peer_gets_what_it_has_room_for_while_another_does_not_read() {
     let read = tokio::time::timeout(Duration::from_secs(60), reading.read_exact(&mut all)).await;
     read.unwrap().unwrap();
     relaying.abort();
+}
+
+/// Sends as much as is written, and ends; the other end reads it, and ends.
+async fn upload(client: TcpStream, server: TcpStream, len: usize) {
+    let (received, _) = tokio::join!(
+        play(server, 1, Vec::new(), 100_000),
+        play(client, 2, vec![Op::Write(len)], 100),
+    );
+    assert!(received.0 == pattern(2, len));
+}
+
+#[tokio::test]
+async fn bulk_between_sockets_is_spliced_and_messages_are_copied() {
+    let _pipes = pipes().await;
+    let (mut client, ours) = connected_tcp().await;
+    let (theirs, mut server) = connected_tcp().await;
+    let [ours, theirs] = [ours, theirs].map(|socket| Transport::new(Io::Tcp(socket), None));
+    let relaying = tokio::spawn(relay(ours, [theirs], NO_LIMITS));
+    for _ in 0..20 {
+        client.write_all(&[1; 10_000]).await.unwrap();
+        server.read_exact(&mut [0; 10_000]).await.unwrap();
+    }
+    upload(client, server, 64 * 1024 * 1024).await;
+    let relayed = relaying.await.unwrap();
+    assert_eq!(relayed.up, 200_000 + 64 * 1024 * 1024);
+    // The messages and the first chunks of the bulk were copied.
+    assert!(relayed.spliced < 64 * 1024 * 1024, "{}", relayed.spliced);
+    assert!(relayed.spliced > 32 * 1024 * 1024, "{}", relayed.spliced);
+}
+
+#[tokio::test]
+async fn bulk_is_copied_when_no_pipe_is_left() {
+    let _pipes = pipes().await;
+    let (client, ours) = connected_tcp().await;
+    let (theirs, server) = connected_tcp().await;
+    let [ours, theirs] = [ours, theirs].map(|socket| Transport::new(Io::Tcp(socket), None));
+    let all: Vec<_> = std::iter::from_fn(Pipe::take).collect();
+    let relaying = tokio::spawn(relay_by(&SPLICING, ours, theirs, NO_LIMITS));
+    upload(client, server, 1024 * 1024).await;
+    all.into_iter().for_each(Pipe::give_back);
+    assert_eq!(relaying.await.unwrap().up, 1024 * 1024);
+}
+
+#[tokio::test]
+async fn a_direction_that_splices_holds_no_pipe_while_nothing_moves() {
+    let _pipes = pipes().await;
+    let (mut client, ours) = connected_tcp().await;
+    let (theirs, mut server) = connected_tcp().await;
+    let [ours, theirs] = [ours, theirs].map(|socket| Transport::new(Io::Tcp(socket), None));
+    let mut relay = relay_by(&SPLICING, ours, theirs, NO_LIMITS);
+    for _ in 0..3 {
+        for n in [1, 100_000] {
+            let sent = vec![7; n];
+            let mut received = vec![0; n];
+            let moving = async {
+                client.write_all(&sent).await.unwrap();
+                server.read_exact(&mut received).await.unwrap();
+            };
+            tokio::select! {
+                biased;
+                _ = &mut relay => panic!("the relay ended"),
+                () = moving => {}
+            }
+            assert_eq!(received, sent);
+        }
+        assert!(relay.up_gear.splicing());
+        assert!(matches!(relay.peers[0].stash, Stash::Empty));
+    }
+    assert!(relay.spliced > 0);
+}
+
+/// Lets through 1000 bytes at a time.
+struct Thousand(Arc<std::sync::atomic::AtomicUsize>);
+
+impl l4_core::conn::ReadLimit for Thousand {
+    fn poll_allow(&mut self, _: &mut Context<'_>, wanted: usize) -> Poll<usize> {
+        Poll::Ready(wanted.min(1000))
+    }
+
+    fn taken(&mut self, n: usize) {
+        assert!(n <= 1000, "{n}");
+        self.0.fetch_add(n, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn a_limit_on_reads_holds_and_is_charged_exactly_while_splicing() {
+    let _pipes = pipes().await;
+    let (client, ours) = connected_tcp().await;
+    let (theirs, server) = connected_tcp().await;
+    let [mut ours, theirs] = [ours, theirs].map(|socket| Transport::new(Io::Tcp(socket), None));
+    let charged = Arc::default();
+    ours.limit_reads(Box::new(Thousand(Arc::clone(&charged))));
+    let relaying = tokio::spawn(relay_by(&SPLICING, ours, theirs, NO_LIMITS));
+    upload(client, server, 300_000).await;
+    let relayed = relaying.await.unwrap();
+    assert_eq!(charged.load(std::sync::atomic::Ordering::Relaxed), 300_000);
+    assert!(relayed.spliced > 200_000, "{}", relayed.spliced);
 }

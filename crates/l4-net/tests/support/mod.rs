@@ -110,7 +110,7 @@ pub(crate) fn messages(errors: &[BindError]) -> Vec<String> {
 }
 
 /// A pool that listens on `listen`, and the addresses of its sockets.
-pub(crate) async fn listening(listen: &[&str]) -> (ListenerPool, Vec<l4_core::Addr>) {
+pub(crate) async fn listening(listen: &[&str]) -> (ListenerPool, Vec<Addr>) {
     let pool = pool();
     load(&pool, &[("one", listen)]).await;
     let addresses = pool.addresses().into_iter().map(|a| a.actual).collect();

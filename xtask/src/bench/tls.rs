@@ -1,0 +1,128 @@
+//! The load of the TLS scenarios: openssl's own client programs.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::load::loopback;
+
+/// A certificate made for this run, and its key.
+#[derive(Clone)]
+pub(super) struct Identity {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+    /// One after the other in one file, as HAProxy wants it.
+    pub(super) both: PathBuf,
+}
+
+impl Identity {
+    /// A self-signed P-256 certificate for `localhost`.
+    pub(super) fn make(directory: &Path) -> Result<Self> {
+        let file = |name| directory.join(format!("conncept-bench-{name}.pem"));
+        let identity = Self {
+            certificate: file("certificate"),
+            key: file("key"),
+            both: file("both"),
+        };
+        let mut command = Command::new("openssl");
+        command.args(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3".split(' '),
+        );
+        command.args([
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+        ]);
+        command.arg("-keyout").arg(&identity.key);
+        command.arg("-out").arg(&identity.certificate);
+        output(&mut command)?;
+        let both = [fs::read(&identity.certificate)?, fs::read(&identity.key)?].concat();
+        fs::write(&identity.both, both)?;
+        Ok(identity)
+    }
+}
+
+/// Whether handshakes are full ones.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Handshake {
+    /// TLS 1.3.
+    Full,
+    /// TLS 1.2, whose sessions `openssl s_time` can resume.
+    Resumed,
+}
+
+/// Makes connections for so many seconds, each no more than a handshake. How many.
+pub(super) fn handshakes(target: SocketAddr, kind: Handshake, seconds: u32) -> Result<f64> {
+    loopback(target)?;
+    let how = match kind {
+        Handshake::Full => ["-new", "-tls1_3"],
+        Handshake::Resumed => ["-reuse", "-tls1_2"],
+    };
+    let mut command = Command::new("openssl");
+    command.args([
+        "s_time",
+        "-connect",
+        &target.to_string(),
+        "-time",
+        &seconds.to_string(),
+    ]);
+    let said = output(command.args(how))?;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    // One mark for each connection: `r` was resumed.
+    let resumed = said.lines().map(|line| marks(line, "r")).max();
+    let full = said.lines().map(|line| marks(line, "*t")).max();
+    let (wanted, other) = match kind {
+        Handshake::Full => (full, resumed),
+        Handshake::Resumed => (resumed, full),
+    };
+    let (wanted, other) = (wanted.unwrap_or(0), other.unwrap_or(0));
+    ensure!(
+        wanted > 10 && other < wanted / 10,
+        "{wanted} of the wanted kind of handshake, {other} of the other"
+    );
+    Ok((wanted + other) as f64)
+}
+
+/// How many of `kinds` a line of nothing but marks holds.
+fn marks(line: &str, kinds: &str) -> usize {
+    if line.is_empty() || line.contains(|c| !"r*t.".contains(c)) {
+        return 0;
+    }
+    line.chars().filter(|c| kinds.contains(*c)).count()
+}
+
+/// Sends `order` and reads the answer to its end. How long it was.
+pub(super) fn download(target: SocketAddr, order: &[u8]) -> Result<u64> {
+    loopback(target)?;
+    let mut client = Command::new("openssl")
+        .args(["s_client", "-quiet", "-connect", &target.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot run openssl; apt-get install openssl")?;
+    let mut input = client.stdin.take().context("stdin")?;
+    input.write_all(order)?;
+    let mut output = client.stdout.take().context("stdout")?;
+    let length = std::io::copy(&mut output, &mut std::io::sink())?;
+    drop(input);
+    client.wait()?;
+    Ok(length)
+}
+
+fn output(command: &mut Command) -> Result<Output> {
+    let output = command
+        .output()
+        .context("cannot run openssl; apt-get install openssl")?;
+    ensure!(
+        output.status.success(),
+        "openssl: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output)
+}

@@ -1,0 +1,326 @@
+//! `cargo xtask build`: a binary with just the modules that are wanted, our own and those of other crates.
+//!
+//! `wanted` reads what was asked for, `from` reads it off a configuration. Families of our own are features of `conncept`
+//! and nothing more; for crates of others `generated` writes a crate that joins them, and `resolve` has cargo find them.
+//! `compile` builds, `licence` says what the result may be passed on under.
+
+mod compile;
+mod from;
+mod generated;
+pub(crate) mod licence;
+mod resolve;
+mod wanted;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use cargo_metadata::Metadata;
+
+use self::compile::Output;
+use self::generated::{Recipe, Registration};
+use self::resolve::Asked;
+use self::wanted::{Module, Wanted};
+use crate::features;
+use crate::shell::{cargo, root};
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "NAME is a module family (cargo xtask build --list), `none` for nothing but the modules that \
+    every build has, or a crate: NAME[+FEATURE][@VERSION][=SOURCE]. +!default leaves its default features out, 1.2.3 \
+    means just that version, SOURCE is a directory or the URL of a git repository, with @REF for a commit, tag or \
+    branch. Without a family: all of them."
+)]
+pub(crate) struct Args {
+    /// What to build in, such as `tls,ssh` or `my-l4=../my-l4`; may be given several times.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    with: Vec<String>,
+    /// Build in exactly the module families that this configuration uses, beside those of --with.
+    #[arg(long, value_name = "CONFIG.json")]
+    from: Option<PathBuf>,
+    /// Take a dependency from another place: `rustls=../rustls`. Nothing is plugged in.
+    #[arg(long, value_name = "NAME=SOURCE", value_delimiter = ',')]
+    replace: Vec<String>,
+    /// Where to put the binary. Default: `conncept` in the current directory.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// The cargo profile: `dist` is small and slow to build, `release` the other way round.
+    #[arg(long, default_value = "dist")]
+    profile: String,
+    /// Build for another target. Default: CARGO_BUILD_TARGET, or this machine.
+    #[arg(long, value_name = "TRIPLE")]
+    target: Option<String>,
+    /// Fail rather than choose versions that the lock file does not have.
+    #[arg(long)]
+    locked: bool,
+    /// Do not use the network.
+    #[arg(long)]
+    offline: bool,
+    /// Begin with this lock file instead of the one of this checkout.
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
+    /// Say where the generated crate is. It stays there until `cargo clean`.
+    #[arg(long)]
+    keep: bool,
+    /// Write the generated crate into this directory and build nothing.
+    #[arg(long, value_name = "DIR")]
+    generate_only: Option<PathBuf>,
+    /// List the module families and end.
+    #[arg(long)]
+    list: bool,
+    /// Passed on to `cargo build`.
+    #[arg(last = true)]
+    cargo: Vec<String>,
+}
+
+impl Args {
+    fn target(&self) -> Option<String> {
+        let variable = || std::env::var("CARGO_BUILD_TARGET").ok();
+        self.target.clone().or_else(variable)
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let started = Instant::now();
+    let workspace = features::metadata()?;
+    let families = features::names(&workspace)?;
+    if args.list {
+        println!("{}", families.join("\n"));
+        return Ok(());
+    }
+    let target = args.target();
+    let output = Output::prepare(args.output.as_deref(), target.as_deref())?;
+    if let Some(target) = &target {
+        compile::check_target(target)?;
+    }
+    let here = std::env::current_dir()?;
+    let mut wanted = Wanted::parse(&args.with, &families, &here)?;
+    if let Some(file) = &args.from {
+        let chosen = wanted.families.get_or_insert_default();
+        add(chosen, from::named(file, &families)?);
+    }
+    loop {
+        let built = build(args, &workspace, &wanted, &output)?;
+        let Some((binary, summary)) = built else {
+            return Ok(());
+        };
+        if let (Some(file), Some(said)) = (&args.from, &binary.validated) {
+            let chosen = wanted.families.get_or_insert_default();
+            let missing = from::missing(file, said)?;
+            if add(chosen, missing.clone()) {
+                eprintln!("{} uses {} as well", file.display(), missing.join(", "));
+                continue;
+            }
+            if !said.success {
+                eprintln!(
+                    "warning: every module is there, but {} does not load on this machine:\n{}",
+                    file.display(),
+                    said.stderr.trim()
+                );
+            }
+        }
+        output.finish(&binary)?;
+        eprintln!(
+            "\n{}: {:.1} MiB{}, {:.1} s\nmodule families: {}{}\nlicence: {}",
+            output.path().display(),
+            binary.size as f64 / (1024.0 * 1024.0),
+            match binary.modules {
+                Some(count) => format!(", {count} modules"),
+                None => String::new(),
+            },
+            started.elapsed().as_secs_f64(),
+            match wanted.families.as_deref() {
+                None => "all".to_owned(),
+                Some([]) => "none but those of every build".to_owned(),
+                Some(families) => families.join(", "),
+            },
+            summary.crates,
+            summary.licence,
+        );
+        if let Some(version) = &binary.version {
+            eprintln!("version: {version}");
+        }
+        return Ok(());
+    }
+}
+
+/// The module family of that name, if there is one.
+pub(crate) fn family_called(name: &str) -> Result<Option<String>> {
+    let families = features::names(&features::metadata()?)?;
+    Ok(families.into_iter().find(|family| family == name))
+}
+
+/// Adds what is not there yet; whether anything was.
+fn add(chosen: &mut Vec<String>, further: Vec<String>) -> bool {
+    let before = chosen.len();
+    for family in further {
+        if !chosen.contains(&family) {
+            chosen.push(family);
+        }
+    }
+    chosen.len() > before
+}
+
+/// What is said about a build at its end.
+struct Summary {
+    crates: String,
+    licence: String,
+}
+
+/// Builds once, into a file beside the output. `None` if nothing was to be built.
+fn build(
+    args: &Args,
+    workspace: &Metadata,
+    wanted: &Wanted,
+    output: &Output,
+) -> Result<Option<(compile::Binary, Summary)>> {
+    let target = args.target();
+    let asked = Asked {
+        target: target.as_deref(),
+        locked: args.locked,
+        offline: args.offline,
+    };
+    let generated = !wanted.crates.is_empty()
+        || !args.replace.is_empty()
+        || args.lock.is_some()
+        || args.generate_only.is_some();
+    let (selection, name, registrations) = if generated {
+        let (directory, registrations) = generate(args, workspace, wanted, &asked)?;
+        if args.generate_only.is_some() {
+            eprintln!(
+                "{}: build it with cargo build --profile {}",
+                directory.display(),
+                args.profile
+            );
+            return Ok(None);
+        }
+        if args.keep {
+            eprintln!("generated crate: {}", directory.display());
+        }
+        let manifest = directory.join("Cargo.toml").display().to_string();
+        (
+            vec!["--manifest-path".to_owned(), manifest],
+            generated::NAME,
+            registrations,
+        )
+    } else {
+        let mut selection = vec!["--package".to_owned(), "conncept".to_owned()];
+        if let Some(families) = &wanted.families {
+            selection.extend([
+                "--no-default-features".to_owned(),
+                "--features".to_owned(),
+                families.join(","),
+            ]);
+        }
+        (selection, "conncept", Vec::new())
+    };
+    let mut command = cargo();
+    command
+        .arg("build")
+        .args(&selection)
+        .args(["--bin", name, "--profile", &args.profile])
+        .arg("--target-dir")
+        .arg(&workspace.target_directory);
+    asked.pass_on(&mut command);
+    let built = compile::run(command.args(&args.cargo), name, &registrations)?;
+    let binary = output.take(&built, target.as_deref(), args.from.as_deref())?;
+    binary.check(&registrations)?;
+
+    let (licence, because) = linked_licence(&selection, &asked)?;
+    let crates: Vec<String> = registrations
+        .iter()
+        .map(|registration| format!("{} {}", registration.package, registration.version))
+        .collect();
+    Ok(Some((
+        binary,
+        Summary {
+            crates: match crates.is_empty() {
+                true => String::new(),
+                false => format!("\ncrates: {}", crates.join(", ")),
+            },
+            licence: match because.is_empty() {
+                true => licence,
+                false => format!("{licence} (because of {})", because.join(", ")),
+            },
+        },
+    )))
+}
+
+fn linked_licence(selection: &[String], asked: &Asked<'_>) -> Result<(String, Vec<String>)> {
+    let mut tree = cargo();
+    tree.arg("tree").args(selection);
+    asked.pass_on(&mut tree);
+    Ok(licence::effective(&licence::parts(&mut tree)?))
+}
+
+/// Writes the crate that joins ours and others; says where it is and what it registers.
+fn generate(
+    args: &Args,
+    workspace: &Metadata,
+    wanted: &Wanted,
+    asked: &Asked<'_>,
+) -> Result<(PathBuf, Vec<Registration>)> {
+    let here = std::env::current_dir()?;
+    let ours = resolve::ours(workspace);
+    let mut modules = wanted.crates.clone();
+    for module in &mut modules {
+        if let Some((name, ..)) = ours.iter().find(|(name, ..)| *name == module.name) {
+            bail!(
+                "--with {name}: that crate is part of this checkout; its modules come with a module family \
+                 (cargo xtask build --list)"
+            );
+        }
+        resolve::locate(module, &ours, asked.offline)?;
+    }
+    let mut replacements = Vec::new();
+    for text in &args.replace {
+        let mut module = Module::parse(text, &here)?;
+        if module.source == wanted::Source::Registry {
+            bail!("--replace {text} does not say by what; write --replace {text}=SOURCE");
+        }
+        if ours.iter().any(|(name, ..)| *name == module.name) {
+            bail!(
+                "--replace {text}: {} is part of this checkout; change it here, or run cargo xtask build in the \
+                 checkout that has the other one",
+                module.name
+            );
+        }
+        resolve::locate(&mut module, &ours, asked.offline)?;
+        replacements.push(module);
+    }
+    let lock_file = match &args.lock {
+        Some(file) => file.clone(),
+        None => root().join("Cargo.lock"),
+    };
+    let recipe = Recipe {
+        manifest: read(&root().join("Cargo.toml"))?,
+        lock: read(&lock_file)?,
+        workspace: ours,
+        families: wanted.families.clone(),
+        modules,
+        replacements,
+    };
+    let directory = match &args.generate_only {
+        Some(directory) => {
+            let directory = std::path::absolute(directory)?;
+            generated::refuse_foreign(&directory)?;
+            directory
+        }
+        None => recipe.directory(&workspace.target_directory.as_std_path().join("xtask")),
+    };
+    recipe.write(&directory)?;
+    eprintln!("resolving the crates that are asked for");
+    let registrations = resolve::registrations(&directory, &recipe, asked)?;
+    let manifest = directory.join("Cargo.toml").display().to_string();
+    let (licence, because) = linked_licence(&["--manifest-path".to_owned(), manifest], asked)?;
+    let licence = (!because.is_empty()).then_some(licence.as_str());
+    generated::write_if_new(
+        &directory.join("src/main.rs"),
+        &generated::main_rs(&registrations, licence),
+    )?;
+    Ok((directory, registrations))
+}
+
+fn read(file: &Path) -> Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
+}
