@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use e2e::{Conncept, Reload, connect, eventually, loopback, run_with};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 
@@ -39,6 +39,16 @@ fn echo(
     name: &str,
     data: &Path,
 ) -> Result<CertificateDer<'static>, rustls::Error> {
+    echo_as(address, name, data, None)
+}
+
+/// The same, with a certificate of the client's own.
+fn echo_as(
+    address: SocketAddr,
+    name: &str,
+    data: &Path,
+    identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+) -> Result<CertificateDer<'static>, rustls::Error> {
     // The client has to have the root before it connects; it is made first of all.
     eventually("there is a root", || root(data).exists());
     let mut roots = RootCertStore::empty();
@@ -46,28 +56,39 @@ fn echo(
         .add(CertificateDer::from_pem_file(root(data)).unwrap())
         .unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let config = match identity {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap(),
+        None => builder.with_no_client_auth(),
+    };
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
     let mut stream = connect(address);
     while client.is_handshaking() {
-        if let Err(error) = client.complete_io(&mut stream) {
-            let error = error.into_inner().unwrap().downcast::<rustls::Error>();
-            return Err(*error.unwrap());
-        }
+        client.complete_io(&mut stream).map_err(refusal)?;
     }
     let mut stream = StreamOwned::new(client, stream);
-    stream.write_all(b"over TLS\n").unwrap();
     let mut back = [0; 9];
-    stream.read_exact(&mut back).unwrap();
+    // In TLS 1.3 a client learns only by reading that its certificate was refused.
+    let echoed = stream.write_all(b"over TLS\n");
+    let echoed = echoed.and_then(|()| stream.read_exact(&mut back));
+    echoed.map_err(refusal)?;
     assert_eq!(&back, b"over TLS\n");
     Ok(stream.conn.peer_certificates().unwrap()[0]
         .clone()
         .into_owned())
+}
+
+/// What TLS says. A server that refuses what came before has not read what comes after, so a reset may overtake the alert.
+fn refusal(error: std::io::Error) -> rustls::Error {
+    let why = error.to_string();
+    let error = error
+        .into_inner()
+        .and_then(|inner| inner.downcast::<rustls::Error>().ok());
+    error.map_or(rustls::Error::General(why), |error| *error)
 }
 
 /// Mode of everything below a folder, by path from there.
@@ -148,6 +169,33 @@ fn the_example_serves_a_verified_handshake_within_moments_of_its_start() {
             .starts_with("root certificate trust store installation disabled")
     });
     assert_eq!(told["path"], root(&conncept.data()).to_str().unwrap());
+}
+
+/// Lets in whose certificate an authority of its own has made, and echoes.
+fn for_own_clients(listen: &str) -> Value {
+    let mut config = example(listen);
+    config["apps"]["pki"] = json!({});
+    config["apps"]["tls"]["certificates"]["automate"] = json!(["localhost", "client.internal"]);
+    let ca = json!({"provider": "pki_root", "authority": ["local"]});
+    config["apps"]["layer4"]["servers"]["example"]["routes"][0]["handle"][0]["connection_policies"] =
+        json!([{"alpn": [], "client_authentication": {"ca": ca}}]);
+    config
+}
+
+#[test]
+fn clients_of_an_authority_that_is_made_at_the_first_start_are_let_in() {
+    let address = SocketAddr::from((loopback(), 5000));
+    let conncept = Conncept::serving(&for_own_clients(&address.to_string()));
+    let file = |extension: &str| {
+        let name = format!("certificates/local/client.internal/client.internal.{extension}");
+        conncept.data().join(name)
+    };
+    eventually("the client has a certificate", || file("json").exists());
+    echo(address, "localhost", &conncept.data()).unwrap_err();
+    let chain = CertificateDer::pem_file_iter(file("crt")).unwrap();
+    let chain = chain.map(Result::unwrap).collect();
+    let identity = (chain, PrivateKeyDer::from_pem_file(file("key")).unwrap());
+    echo_as(address, "localhost", &conncept.data(), Some(identity)).unwrap();
 }
 
 #[test]

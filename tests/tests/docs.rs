@@ -413,6 +413,32 @@ fn tables() -> Vec<(&'static str, Value)> {
             ]}),
         ),
         (
+            "tls.ca_pool.source.storage",
+            json!({"handler": "tls", "connection_policies": [
+                {"client_authentication": {"ca": {"provider": "storage", "none such": 1}}},
+            ]}),
+        ),
+        (
+            "tls.ca_pool.source.pki_root",
+            json!({"handler": "tls", "connection_policies": [
+                {"client_authentication": {"ca": {"provider": "pki_root", "none such": 1}}},
+            ]}),
+        ),
+        (
+            "tls.ca_pool.source.pki_intermediate",
+            json!({"handler": "tls", "connection_policies": [
+                {"client_authentication": {"ca": {"provider": "pki_intermediate", "none such": 1}}},
+            ]}),
+        ),
+        (
+            "tls.leaf_cert_loader.storage",
+            json!({"handler": "tls", "connection_policies": [{"client_authentication": {"verifiers": [
+                {"verifier": "leaf", "leaf_certs_loaders": [
+                    {"loader": "storage", "certificates": [], "none such": 1},
+                ]},
+            ]}}]}),
+        ),
+        (
             "http.matchers.tls",
             json!({"http": [{"tls": {"none such": 1}}]}),
         ),
@@ -451,6 +477,10 @@ fn tables() -> Vec<(&'static str, Value)> {
         (
             "apps/tls#Certificate texts",
             json!({"apps": {"tls": {"certificates": {"load_pem": [{"none such": 1}]}}}}),
+        ),
+        (
+            "apps/tls#Certificates in storage",
+            json!({"apps": {"tls": {"certificates": {"load_storage": {"none such": 1}}}}}),
         ),
         (
             "apps/tls#Automation",

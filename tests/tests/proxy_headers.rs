@@ -10,10 +10,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use e2e::backends::{example, succeed};
+use e2e::backends::succeed;
 use e2e::network::apart;
 use e2e::{Conncept, config, connect, drain, eventually, loopback};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
 /// What a shell command prints.
@@ -275,8 +275,8 @@ fn a_header_from_curl_is_passed_on_to_nginx_as_the_other_version() {
     assert_eq!(said, client);
 }
 
-/// The two servers of the example, with certificates of the test's own: TLS in front, a header of version 1 between them, and
-/// one of version 2 behind.
+/// The two servers of the example as it is: TLS in front, for which it needs no certificate, a header of version 1 between
+/// them, and one of version 2 behind.
 #[test]
 fn the_imaps_example_tells_the_mail_server_who_the_client_is() {
     if !apart(
@@ -286,18 +286,9 @@ fn the_imaps_example_tells_the_mail_server_who_the_client_is() {
         return;
     }
     let mail = TcpListener::bind("127.0.0.1:1143").unwrap();
-    let dir = TempDir::new().unwrap();
-    let path = dir.path().display();
-    succeed(&format!(
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=mail.example \
-         -addext subjectAltName=DNS:mail.example -keyout {path}/key.pem -out {path}/cert.pem"
-    ));
-    let text = fs::read_to_string(example("imaps-proxy-protocol.json")).unwrap();
-    let mut config: Value = serde_json::from_str(&text).unwrap();
-    config["apps"]["tls"] = json!({"certificates": {"load_files": [
-        {"certificate": format!("{path}/cert.pem"), "key": format!("{path}/key.pem")},
-    ]}});
-    let _conncept = Conncept::serving(&config);
+    let conncept = Conncept::serving_example("imaps-proxy-protocol.json");
+    let root = conncept.data().join("pki/authorities/local/root.crt");
+    eventually("there is a root", || root.exists());
     let serving = thread::spawn(move || {
         let (mut peer, _) = mail.accept().unwrap();
         let mut header = [0; 28];
@@ -308,10 +299,11 @@ fn the_imaps_example_tells_the_mail_server_who_the_client_is() {
         peer.write_all(b"a OK done\r\n").unwrap();
         (header, said)
     });
-    let said = output(
+    let said = output(&format!(
         "printf 'a LOGOUT\\r\\n' | openssl s_client -quiet -bind 127.0.0.9:40993 -connect 127.0.0.1:993 \
-         -servername mail.example",
-    );
+         -servername localhost -verify_hostname localhost -verify_return_error -CAfile {}",
+        root.display()
+    ));
     assert!(
         said.contains("* OK ready") && said.contains("a OK done"),
         "{said}"
@@ -324,4 +316,7 @@ fn the_imaps_example_tells_the_mail_server_who_the_client_is() {
     let ports = [40993_u16.to_be_bytes(), 993_u16.to_be_bytes()].concat();
     let expected = [&[0x21, 0x11, 0, 12, 127, 0, 0, 9, 127, 0, 0, 1], &ports[..]].concat();
     assert_eq!(rest, expected);
+
+    let refused = output("openssl s_client -connect localhost:993 -servername mail.example");
+    assert!(refused.contains("alert internal error"), "{refused}");
 }

@@ -6,8 +6,9 @@
 #![cfg(feature = "interop")]
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use e2e::backends::{Backends, Ports, sh, succeed};
@@ -111,6 +112,40 @@ fn terminate_tls_then_proxy() {
         "http for shop.example"
     );
     assert!(curl(to).is_err(), "a certificate that nobody vouches for");
+}
+
+#[test]
+fn the_internal_certificate_as_it_is() {
+    if !apart("the_internal_certificate_as_it_is", &[]) {
+        return;
+    }
+    let conncept = Conncept::serving_example("echo-tls-internal.json");
+    let root = conncept.data().join("pki/authorities/local/root.crt");
+    eventually("there is a root", || root.exists());
+    let client = format!(
+        "openssl s_client -connect localhost:5000 -servername localhost -verify_hostname localhost \
+         -verify_return_error -CAfile {}",
+        root.display()
+    );
+    let seen = succeed(&format!("{client} </dev/null 2>&1"));
+    assert!(seen.contains("Verify return code: 0 (ok)"), "{seen}");
+    let mut client = Command::new("sh")
+        .args([
+            "-c",
+            &format!("exec {client} -quiet -no_ign_eof 2>/dev/null"),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = client.stdin.take().unwrap();
+    stdin.write_all(b"over TLS\n").unwrap();
+    let mut back = [0; 9];
+    let stdout = client.stdout.as_mut().unwrap();
+    stdout.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"over TLS\n");
+    drop(stdin);
+    assert!(client.wait().unwrap().success());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The application `tls`: the certificates that all `tls` handlers of a configuration share.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use l4_core::config::{ConfigError, Node};
 use l4_core::prelude::*;
@@ -9,15 +10,24 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
 use serde::Deserialize;
 
-use crate::automate::policy::{self, AutomationConfig};
+use crate::automate::Subject;
+use crate::automate::maintain::Managed;
+use crate::automate::policy::{Automation, AutomationConfig};
 use crate::certs::{Certificate, CertificateError, Certificates};
 use crate::policy::provider;
+use crate::storage;
 
 /// Holds the certificates that `tls` handlers serve: those of files, which are read once, when the configuration is
 /// loaded, and those that are made and renewed here.
 pub struct TlsApp {
-    /// In the order of preference: `load_files`, `load_folders`, `load_pem`, `automate`.
-    pub certificates: Certificates,
+    /// In the order of preference: `load_files`, `load_folders`, `load_pem`, `load_storage`, `automate`.
+    certificates: Arc<Certificates>,
+    /// Whether any of these is set.
+    configured: bool,
+    automation: Automation,
+    /// What handlers serve when nothing is configured. Made when the first one asks: without a handler nobody needs an
+    /// authority.
+    localhost: OnceLock<Arc<Certificates>>,
 }
 
 /// The application `tls`: certificates for the handler `tls`.
@@ -68,8 +78,9 @@ struct LoadersConfig {
     /// Certificates and keys written into the configuration, or taken from elsewhere by `{env.NAME}` or `{file./path}`.
     #[serde(default)]
     load_pem: Option<Vec<PemConfig>>,
+    /// Certificates and keys in the storage of the configuration, put there by somebody else.
     #[serde(default)]
-    load_storage: Option<RawNode>,
+    load_storage: Option<StorageLoaderConfig>,
     /// Names that get certificates which are made and renewed here, such as `"localhost"`, `"*.example.internal"` or
     /// `"192.168.0.1"`. One certificate for each.
     #[serde(default)]
@@ -90,6 +101,16 @@ struct FileConfig {
     /// Labels that `certificate_selection` can ask for.
     #[serde(default)]
     tags: Option<Vec<At<String>>>,
+}
+
+/// Certificates in storage.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StorageLoaderConfig {
+    /// The certificates, each as in `load_files`, with keys of the storage in place of files, such as
+    /// `{"certificate": "own/a.crt", "key": "own/a.key"}`.
+    #[serde(default)]
+    pairs: Vec<FileConfig>,
 }
 
 /// One certificate as text.
@@ -119,49 +140,104 @@ impl AppModule for TlsApp {
             ("encrypted_client_hello", config.encrypted_client_hello),
             ("dns", config.dns),
             ("resolvers", config.resolvers),
-            ("load_storage", loaders.load_storage),
         ];
         let absent = cx.all(absent, |cx, (name, raw)| refuse_absent(cx, name, raw));
 
         let provider = provider();
         let mut loaded = Vec::new();
-        let files = cx.all(loaders.load_files.unwrap_or_default(), |cx, file| {
-            file.load(&provider, cx)
-        });
-        let folders = cx.all(loaders.load_folders.unwrap_or_default(), |cx, folder| {
-            load_folder(&folder, &provider, cx)
-        });
-        let texts = cx.all(loaders.load_pem.unwrap_or_default(), |cx, text| {
-            text.load(&provider, cx)
-        });
+        let (files, folders) = (loaders.load_files, loaders.load_folders);
+        let (files, folders) = (files.unwrap_or_default(), folders.unwrap_or_default());
+        let texts = loaders.load_pem.unwrap_or_default();
+        let pairs = loaders.load_storage.unwrap_or_default().pairs;
         let automate = loaders.automate.unwrap_or_default();
-        let managed = policy::provision(config.automation, automate, cx);
+        let configured = !(files.is_empty()
+            && folders.is_empty()
+            && texts.is_empty()
+            && pairs.is_empty()
+            && automate.is_empty());
+        let files = cx.all(files, |cx, file| file.load(read_file, &provider, cx));
+        let folders = cx.all(folders, |cx, folder| load_folder(&folder, &provider, cx));
+        let texts = cx.all(texts, |cx, text| text.load(&provider, cx));
+        let stored = load_stored(pairs, &provider, cx);
+        let automation = Automation::provision(config.automation, cx);
+        let names = Automation::read_names(automate, cx);
         absent?;
         loaded.extend(files?);
         loaded.extend(folders?.into_iter().flatten());
         loaded.extend(texts?);
+        loaded.extend(stored?);
+        let automation = automation?;
+        let managed = automation.manage(names?, cx)?;
 
         let mut certificates = Certificates::default();
         for (node, certificate) in loaded {
             warn_of_expiry(node, &certificate, cx);
             certificates.add(certificate);
         }
-        let managed = managed?;
-        for name in &managed {
-            certificates.add_managed(name.subject().as_str(), name.slot().clone());
-        }
-        if !managed.is_empty() {
-            cx.on_start(move |generation| {
-                for name in managed {
-                    generation.background(name.keep());
-                }
-            });
-        }
-        Ok(Self { certificates })
+        keep(managed, &mut certificates, cx);
+        Ok(Self {
+            certificates: Arc::new(certificates),
+            configured,
+            automation,
+            localhost: OnceLock::new(),
+        })
+    }
+}
+
+/// Lets certificates be served, and be made and renewed once the configuration is the current one.
+fn keep(managed: Vec<Arc<Managed>>, certificates: &mut Certificates, cx: &mut Provision<'_>) {
+    for name in &managed {
+        certificates.add_managed(name.subject().as_str(), name.slot().clone());
+    }
+    if !managed.is_empty() {
+        cx.on_start(move |generation| {
+            for name in managed {
+                generation.background(name.keep());
+            }
+        });
     }
 }
 
 impl TlsApp {
+    /// The certificates that are configured.
+    pub fn certificates(&self) -> &Certificates {
+        &self.certificates
+    }
+
+    /// What the handler that is being provisioned serves: if nothing at all is configured, what `automate` would make for
+    /// `localhost`, so that TLS can be tried without a certificate.
+    pub(crate) fn for_handler(
+        &self,
+        cx: &mut Provision<'_>,
+    ) -> Result<Arc<Certificates>, Rejected> {
+        let node = cx.node();
+        if self.configured {
+            if self.certificates.is_empty() {
+                cx.warn(
+                    node,
+                    "no certificate is loaded or made, so every handshake will fail: set apps.tls.certificates",
+                );
+            }
+            return Ok(self.certificates.clone());
+        }
+        cx.warn(
+            node,
+            "no certificate is configured: only localhost has one, from the internal authority; \
+             set apps.tls.certificates",
+        );
+        if let Some(localhost) = self.localhost.get() {
+            return Ok(localhost.clone());
+        }
+        let name = (node, Subject::localhost());
+        let managed = self.automation.manage(vec![name], cx)?;
+        let mut certificates = Certificates::default();
+        keep(managed, &mut certificates, cx);
+        Ok(self
+            .localhost
+            .get_or_init(|| Arc::new(certificates))
+            .clone())
+    }
+
     /// Whether there is, or will be, a certificate for `name`, in lower case.
     pub(crate) fn provides(&self, name: &str) -> bool {
         self.certificates.know(name)
@@ -171,7 +247,12 @@ impl TlsApp {
 type Loaded = (Node, Certificate);
 
 impl FileConfig {
-    fn load(self, provider: &CryptoProvider, cx: &mut Provision<'_>) -> Result<Loaded, Rejected> {
+    fn load(
+        self,
+        read: impl Fn(&At<String>, &mut Provision<'_>) -> Result<Vec<u8>, Rejected>,
+        provider: &CryptoProvider,
+        cx: &mut Provision<'_>,
+    ) -> Result<Loaded, Rejected> {
         if let Some(format) = &self.format
             && !matches!(format.as_str(), "" | "pem")
         {
@@ -182,7 +263,7 @@ impl FileConfig {
             ));
         }
         let node = self.certificate.node();
-        let (chain, key) = (read_file(&self.certificate, cx), read_file(&self.key, cx));
+        let (chain, key) = (read(&self.certificate, cx), read(&self.key, cx));
         let tags = expand_tags(self.tags, cx);
         let made = Certificate::from_pem(&chain?, &key?, tags?, provider);
         let places = (node, self.key.node());
@@ -202,6 +283,24 @@ impl PemConfig {
         let places = (node, self.key.node());
         Ok((node, made.map_err(|error| refuse(cx, places, &error))?))
     }
+}
+
+fn load_stored(
+    pairs: Vec<FileConfig>,
+    provider: &CryptoProvider,
+    cx: &mut Provision<'_>,
+) -> Result<Vec<Loaded>, Rejected> {
+    if pairs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let storage = storage::of_configuration(cx)?;
+    let read = |key: &At<String>, cx: &mut Provision<'_>| {
+        let expanded = cx.expand_known(key)?;
+        storage
+            .load(&expanded)
+            .map_err(|error| cx.reject(key.node(), format!("loading {expanded}: {error}")))
+    };
+    cx.all(pairs, |cx, pair| pair.load(read, provider, cx))
 }
 
 /// Reports what is wrong at the certificate or at the key, whichever it is.

@@ -21,7 +21,8 @@ use crate::peer_cert::stands_for_itself;
 use crate::pem;
 use crate::policy::provider;
 use crate::trust_pool::{
-    base64_certificates, certificate_files, root_store, system_roots, trust_pool,
+    Current, TrustPool, Trusted, base64_certificates, certificate_files, stored_certificates,
+    system_roots, trust_pool,
 };
 
 /// The namespace `tls.client_auth.verifier`: further checks on the certificate of a client.
@@ -116,7 +117,7 @@ impl ClientAuthConfig {
                 "valid: request, require, verify_if_given, require_and_verify",
             )),
         };
-        let mut pool = Vec::new();
+        let mut pool = TrustPool::default();
         if let Some(ca) = self.ca {
             pool.extend(trust_pool(&ca, cx)?);
         }
@@ -143,45 +144,83 @@ impl ClientAuthConfig {
         let mode = mode?;
         let verified = matches!(mode, Mode::VerifyIfGiven | Mode::RequireAndVerify);
         if verified && !has_pool {
-            pool = system_roots(mode_node, cx)?;
+            pool = system_roots(mode_node, cx)?.into();
         }
+        // The system's authorities are no clients' certificates.
+        let pinned = match has_pool {
+            true => pool.fixed().to_vec(),
+            false => Vec::new(),
+        };
         let chain = if verified {
-            let roots = root_store(pool.clone(), mode_node, cx)?;
-            let built =
-                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider()))
-                    .build();
-            Some(built.map_err(|error| cx.reject(mode_node, error.to_string()))?)
+            let build = |roots| {
+                WebPkiClientVerifier::builder_with_provider(roots, Arc::new(provider())).build()
+            };
+            let trusted = Trusted::new(pool, build, mode_node, cx)?;
+            Some(Chain {
+                current: trusted.current(),
+                trusted: Arc::new(trusted),
+            })
         } else {
             None
         };
         Ok(Some(Arc::new(ClientVerifier {
             mandatory: matches!(mode, Mode::Require | Mode::RequireAndVerify),
             chain,
-            // The system's authorities are no clients' certificates.
-            pinned: if has_pool { pool } else { Vec::new() },
-            checks,
+            pinned: pinned.into(),
+            checks: checks.into(),
             algorithms: provider().signature_verification_algorithms,
         })))
     }
 }
 
+/// Checks chains.
+#[derive(Clone)]
+struct Chain {
+    trusted: Arc<Trusted<Arc<dyn ClientCertVerifier>>>,
+    /// That of the handshake: clients are told which authorities will do before their certificate is verified.
+    current: Arc<Current<Arc<dyn ClientCertVerifier>>>,
+}
+
 /// What rustls asks about the certificate of a client.
+#[derive(Clone)]
 pub(crate) struct ClientVerifier {
     mandatory: bool,
     /// Checks the chain; without it any chain will do.
-    chain: Option<Arc<dyn ClientCertVerifier>>,
+    chain: Option<Chain>,
     /// Certificates that need no other's signature: a self-signed one says that it is an authority, and webpki refuses
     /// one as a client's.
-    pinned: Vec<CertificateDer<'static>>,
-    checks: Vec<Box<dyn VerifyClient>>,
+    pinned: Arc<[CertificateDer<'static>]>,
+    checks: Arc<[Box<dyn VerifyClient>]>,
     algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ClientVerifier {
+    /// The verifier for handshakes from now on, if that is another one.
+    pub(crate) fn renewed(&self) -> Option<Self> {
+        let chain = self.chain.as_ref()?;
+        let current = chain.trusted.current();
+        if Arc::ptr_eq(&current, &chain.current) {
+            return None;
+        }
+        let trusted = chain.trusted.clone();
+        Some(Self {
+            chain: Some(Chain { trusted, current }),
+            ..self.clone()
+        })
+    }
+
+    /// Takes note of what other processes have done to the authorities. Belongs before every handshake.
+    pub(crate) async fn refresh(&self) {
+        if let Some(chain) = &self.chain {
+            chain.trusted.refresh().await;
+        }
+    }
 }
 
 impl fmt::Debug for ClientVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientVerifier")
             .field("mandatory", &self.mandatory)
-            .field("chain", &self.chain)
             .finish_non_exhaustive()
     }
 }
@@ -192,8 +231,9 @@ impl ClientCertVerifier for ClientVerifier {
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        match &self.chain {
-            Some(chain) => chain.root_hint_subjects(),
+        let chain = self.chain.as_ref();
+        match chain.and_then(|chain| chain.current.verifier()) {
+            Some(verifier) => verifier.root_hint_subjects(),
             None => &[],
         }
     }
@@ -205,7 +245,9 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         if let Some(chain) = &self.chain {
-            let verified = chain.verify_client_cert(leaf, intermediates, now);
+            let verified = chain
+                .current
+                .verify(|chain| chain.verify_client_cert(leaf, intermediates, now));
             verified.map(drop).or_else(|error| {
                 match stands_for_itself(&self.pinned, leaf, now, |usage| usage.client_auth) {
                     true => Ok(()),
@@ -213,7 +255,7 @@ impl ClientCertVerifier for ClientVerifier {
                 }
             })?;
         }
-        for check in &self.checks {
+        for check in self.checks.iter() {
             check.verify(leaf).map_err(|why| {
                 Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(
                     std::io::Error::other(why),
@@ -262,7 +304,7 @@ impl VerifyClient for Leaf {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LeafConfig {
-    /// Where the certificates come from: `file`, `folder`, `pem`.
+    /// Where the certificates come from: `file`, `folder`, `pem`, `storage`.
     leaf_certs_loaders: Vec<RawNode>,
 }
 
@@ -288,6 +330,17 @@ struct LeafFoldersConfig {
 struct LeafPemConfig {
     /// PEM texts.
     certificates: Vec<At<String>>,
+}
+
+/// Certificates in storage.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LeafStorageConfig {
+    /// The keys under which they are stored in PEM, such as `["clients/one.pem"]`.
+    certificates: Vec<At<String>>,
+    /// The storage. Default: that of the configuration.
+    #[serde(default)]
+    storage: Option<RawNode>,
 }
 
 pub(crate) fn register(reg: &mut Registry) {
@@ -317,6 +370,9 @@ pub(crate) fn register(reg: &mut Registry) {
                 .map_err(|error| cx.reject(text.node(), error.to_string()))
         })?;
         Ok(Box::new(loaded.into_iter().flatten().collect()))
+    });
+    reg.add_inline::<LeafLoaders, _>("storage", "loader", |config: LeafStorageConfig, cx| {
+        stored_certificates(config.certificates, config.storage, cx).map(Box::new)
     });
 }
 

@@ -29,6 +29,7 @@ mod placeholders;
 mod policy;
 mod records;
 mod route_program;
+mod shared;
 mod storage;
 mod terminate;
 mod trust_pool;
@@ -53,7 +54,7 @@ pub use pki::{PkiApp, PkiConfig};
 pub use policy::PolicyConfig;
 pub use storage::{FileStorage, FileStorageConfig, release_locks};
 pub use terminate::{DEFAULT_HANDSHAKE_TIMEOUT, TerminateConfig, TlsTerminate};
-pub use trust_pool::TrustPools;
+pub use trust_pool::{TrustPool, TrustPools};
 
 use l4_core::Registry;
 

@@ -35,7 +35,7 @@ use crate::peer_cert::{PoolVerifier, TrustAnybody};
 use crate::placeholders::version_name;
 use crate::policy::{GROUPS, groups, provider};
 use crate::trust_pool::{
-    base64_certificates, certificate_files, root_store, system_roots, trust_pool,
+    TrustPool, Trusted, base64_certificates, certificate_files, system_roots, trust_pool,
 };
 
 /// How long the handshake with an upstream may take, unless configured.
@@ -96,8 +96,8 @@ pub struct OriginateConfig {
 /// The transport `tls` of `proxy`.
 pub struct OriginateTls {
     verifier: Arc<dyn ServerCertVerifier>,
-    /// Whether the name matters to it.
-    verifies: bool,
+    /// What it verifies with; `None` if it verifies nothing, so that not even the name matters to it.
+    trusted: Option<Arc<Trusted<Arc<WebPkiServerVerifier>>>>,
     identity: Identity,
     server_name: Option<Template>,
     timeout: Option<Duration>,
@@ -157,9 +157,10 @@ impl OriginateTls {
             None => Ok(None),
         };
         renegotiation?;
+        let (verifier, trusted) = verifier?;
         Ok(Self {
-            verifier: verifier?,
-            verifies: !insecure,
+            verifier,
+            trusted,
             identity: identity?,
             server_name: server_name?,
             timeout: timeout?,
@@ -184,7 +185,9 @@ impl OriginateTls {
         match to_server_name(name) {
             Some(name) => Ok(name),
             // Nobody looks at it then, and an address is not sent.
-            None if !self.verifies => Ok(ServerName::from(IpAddr::from(Ipv4Addr::UNSPECIFIED))),
+            None if self.trusted.is_none() => {
+                Ok(ServerName::from(IpAddr::from(Ipv4Addr::UNSPECIFIED)))
+            }
             None => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("{name:?} is neither a host name nor an IP address: set server_name"),
@@ -214,7 +217,7 @@ impl OriginateTls {
 impl PeerTransport for OriginateTls {
     fn check(&self, peer: Peer<'_>) -> Result<(), Unfit> {
         let named = self.server_name.is_some() || to_server_name(peer.host).is_some();
-        if named || !self.verifies || self.excepts(peer) {
+        if named || self.trusted.is_none() || self.excepts(peer) {
             return Ok(());
         }
         Err(Unfit {
@@ -255,6 +258,9 @@ impl PeerTransport for OriginateTls {
             let mut agreed = None;
             // Bytes are counted at the client's socket.
             let handshake = transport.layer(async |below| {
+                if let Some(trusted) = &self.trusted {
+                    trusted.refresh().await;
+                }
                 let stream = connector.connect(name, below).await?;
                 let session = stream.get_ref().1;
                 let version = version_name(session.protocol_version().map_or(0, u16::from));
@@ -514,7 +520,7 @@ impl ResolvesClientCert for Named {
     ) -> Option<Arc<CertifiedKey>> {
         let now = UnixTime::now();
         let mut best: Option<(bool, Arc<CertifiedKey>)> = None;
-        for certificate in self.app.certificates.named(&self.name) {
+        for certificate in self.app.certificates().named(&self.name) {
             let key = &certificate.key;
             if key.key.choose_scheme(schemes).is_none() || !is_of(key, authorities) {
                 continue;
@@ -568,13 +574,19 @@ fn is_of(key: &CertifiedKey, authorities: &[&[u8]]) -> bool {
         })
 }
 
+/// What verifies an upstream, and what it does so with.
+type Verifier = (
+    Arc<dyn ServerCertVerifier>,
+    Option<Arc<Trusted<Arc<WebPkiServerVerifier>>>>,
+);
+
 fn verifier(
     ca: Option<RawNode>,
     inline: Option<Vec<At<String>>>,
     files: Option<Vec<At<String>>>,
     insecure: bool,
     cx: &mut Provision<'_>,
-) -> Result<Arc<dyn ServerCertVerifier>, Rejected> {
+) -> Result<Verifier, Rejected> {
     let inline = inline.unwrap_or_default();
     let files = files.unwrap_or_default();
     let mut node = ca.as_ref().map(RawNode::node);
@@ -603,7 +615,7 @@ fn verifier(
         None => {
             let inline = base64_certificates(inline, cx);
             let files = certificate_files(files, cx);
-            inline.and_then(|inline| Ok([inline, files?].concat()))
+            inline.and_then(|inline| Ok(TrustPool::from([inline, files?].concat())))
         }
     }?;
     if insecure {
@@ -613,19 +625,23 @@ fn verifier(
                 "insecure_skip_verify takes any certificate, whatever authorities are given here",
             );
         }
-        return Ok(Arc::new(TrustAnybody));
+        return Ok((Arc::new(TrustAnybody), None));
     }
     let pool = match given {
         true => pool,
-        false => system_roots(node, cx)?,
+        false => system_roots(node, cx)?.into(),
     };
-    let roots = Arc::new(root_store(pool.clone(), node, cx)?);
-    let chain = WebPkiServerVerifier::builder_with_provider(roots, Arc::new(provider()))
-        .build()
-        .map_err(|error| cx.reject(node, error.to_string()))?;
     // The system's authorities are no servers' certificates.
-    let pinned = if given { pool } else { Vec::new() };
-    Ok(Arc::new(PoolVerifier::new(chain, pinned)))
+    let pinned = if given {
+        pool.fixed().to_vec()
+    } else {
+        Vec::new()
+    };
+    let build =
+        |roots| WebPkiServerVerifier::builder_with_provider(roots, Arc::new(provider())).build();
+    let trusted = Arc::new(Trusted::new(pool, build, node, cx)?);
+    let verifier = Arc::new(PoolVerifier::new(trusted.clone(), pinned));
+    Ok((verifier, Some(trusted)))
 }
 
 fn renegotiation(level: Option<At<String>>, cx: &mut Provision<'_>) -> Result<(), Rejected> {

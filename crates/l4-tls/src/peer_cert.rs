@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
@@ -11,6 +12,7 @@ use x509_parser::extensions::ExtendedKeyUsage;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::policy::provider;
+use crate::trust_pool::Trusted;
 
 /// Verifies the chain and the name; and takes a certificate that is itself in the pool.
 ///
@@ -18,16 +20,21 @@ use crate::policy::provider;
 /// server's. Who puts exactly this certificate into the pool means it: its validity and its name are checked.
 #[derive(Debug)]
 pub(crate) struct PoolVerifier {
-    chain: Arc<WebPkiServerVerifier>,
-    pool: Vec<CertificateDer<'static>>,
+    trusted: Arc<Trusted<Arc<WebPkiServerVerifier>>>,
+    pinned: Vec<CertificateDer<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl PoolVerifier {
     pub(crate) fn new(
-        chain: Arc<WebPkiServerVerifier>,
-        pool: Vec<CertificateDer<'static>>,
+        trusted: Arc<Trusted<Arc<WebPkiServerVerifier>>>,
+        pinned: Vec<CertificateDer<'static>>,
     ) -> Self {
-        Self { chain, pool }
+        Self {
+            trusted,
+            pinned,
+            algorithms: provider().signature_verification_algorithms,
+        }
     }
 
     /// Whether `leaf` is in the pool and good for a server of this name now.
@@ -36,7 +43,7 @@ impl PoolVerifier {
             ParsedCertificate::try_from(leaf)
                 .is_ok_and(|leaf| verify_server_name(&leaf, name).is_ok())
         };
-        stands_for_itself(&self.pool, leaf, now, |usage| usage.server_auth) && named()
+        stands_for_itself(&self.pinned, leaf, now, |usage| usage.server_auth) && named()
     }
 }
 
@@ -75,8 +82,9 @@ impl ServerCertVerifier for PoolVerifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.chain
-            .verify_server_cert(leaf, intermediates, name, ocsp, now)
+        self.trusted
+            .current()
+            .verify(|chain| chain.verify_server_cert(leaf, intermediates, name, ocsp, now))
             .or_else(|error| match self.is_pinned(leaf, name, now) {
                 true => Ok(ServerCertVerified::assertion()),
                 false => Err(error),
@@ -89,7 +97,7 @@ impl ServerCertVerifier for PoolVerifier {
         leaf: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, leaf, signed)
+        verify_tls12_signature(message, leaf, signed, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -98,11 +106,11 @@ impl ServerCertVerifier for PoolVerifier {
         leaf: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, leaf, signed)
+        verify_tls13_signature(message, leaf, signed, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 

@@ -3,23 +3,28 @@
 //! Their certificates and keys are in storage, and are read anew whenever something is to be signed, which is rare. So
 //! several processes on one storage agree, and what one of them renews the others use.
 
+pub(crate) mod known;
 pub(crate) mod sign;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use data_encoding::BASE64;
 use l4_core::config::Node;
 use l4_core::prelude::*;
 use l4_core::{AppModule, Storage};
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
-use tracing::{error, info, warn};
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
 
+use self::known::{FRESH, Known};
 use self::sign::{ROOT_LIFETIME, SignError, Signer, Validity};
 use crate::app::read_file;
 use crate::keys::{PrivateKey, chain_pem};
+use crate::shared::Shared;
 use crate::storage::{self, safe};
 use crate::{PemError, pem};
 
@@ -183,15 +188,17 @@ pub(crate) struct Authority {
     root: Option<Root>,
     intermediate: Option<Arc<Signer>>,
     storage: Arc<dyn Storage>,
+    known: Arc<Known>,
     /// One at a time looks what there is and makes what is missing.
     making: tokio::sync::Mutex<()>,
 }
 
+/// A certificate that was given.
 #[derive(Debug)]
 enum Root {
     Signer(Arc<Signer>),
     /// Its key is elsewhere.
-    Certificate,
+    Certificate(CertificateDer<'static>),
 }
 
 /// Which of the certificates of an authority.
@@ -267,7 +274,9 @@ impl Authority {
             cx,
         );
         let (root, intermediate, storage) = (root?, intermediate?, storage?);
-        if let (Some(given), Some((_, None)), None) = (&config.root, &root, &intermediate) {
+        if let (Some(given), Some((_, Root::Certificate(_))), None) =
+            (&config.root, &root, &intermediate)
+        {
             return Err(cx.reject_help(
                 given.node(),
                 "the root has no private_key, so it cannot sign an intermediate",
@@ -286,12 +295,13 @@ impl Authority {
             intermediate_lifetime: lifetime,
             renewal_window_ratio: ratio?,
             maintenance_interval: interval?,
-            root: root.map(|(_, signer)| match signer {
-                Some(signer) => Root::Signer(Arc::new(signer)),
-                None => Root::Certificate,
+            root: root.map(|(_, root)| root),
+            intermediate: intermediate.and_then(|(_, given)| match given {
+                Root::Signer(signer) => Some(signer),
+                Root::Certificate(_) => None,
             }),
-            intermediate: intermediate.and_then(|(_, signer)| signer).map(Arc::new),
             storage,
+            known: Arc::default(),
             making: tokio::sync::Mutex::default(),
         };
         authority.check_lifetime(root_not_after, lifetime_node, cx)?;
@@ -306,6 +316,8 @@ impl Authority {
             );
         }
         authority.intermediate_lifetime = lifetime;
+        authority.known = authority.shared_known();
+        authority.look();
         let authority = Arc::new(authority);
         let kept = authority.clone();
         cx.on_start(move |generation| generation.background(kept.keep()));
@@ -361,7 +373,86 @@ impl Authority {
 
     /// Whether the root can sign, as far as is known before its key is looked for in storage.
     pub(crate) fn root_can_sign(&self) -> bool {
-        !matches!(self.root, Some(Root::Certificate))
+        !matches!(self.root, Some(Root::Certificate(_)))
+    }
+
+    /// Whether there is a root, or will be: none is made where an intermediate is given.
+    pub(crate) fn has_root(&self) -> bool {
+        let known = self.known.certificates();
+        self.root.is_some() || self.intermediate.is_none() || known.of(Tier::Root).next().is_some()
+    }
+
+    /// What is known of it to those who verify what it has signed.
+    pub(crate) fn known(&self) -> &Known {
+        &self.known
+    }
+
+    /// Configurations that have the same authority know the same of it.
+    fn shared_known(&self) -> Arc<Known> {
+        static TABLE: LazyLock<Shared<Known>> = LazyLock::new(Shared::default);
+        let given = [Tier::Root, Tier::Intermediate].map(|tier| {
+            let given = self.given(tier).unwrap_or_default();
+            given
+                .iter()
+                .map(|der| BASE64.encode(der))
+                .collect::<String>()
+        });
+        let folder = self.storage.describe("");
+        TABLE.of(
+            format!("{folder}\n{}\n{}", self.id, given.join("\n")),
+            Known::default,
+        )
+    }
+
+    /// A certificate that is not in storage, with its chain.
+    fn given(&self, tier: Tier) -> Option<Vec<CertificateDer<'static>>> {
+        let signer = match (tier, &self.root) {
+            (Tier::Root, Some(Root::Certificate(certificate))) => {
+                return Some(vec![certificate.clone()]);
+            }
+            (Tier::Root, Some(Root::Signer(signer))) => Some(signer),
+            (Tier::Root, None) => None,
+            (Tier::Intermediate, _) => self.intermediate.as_ref(),
+        };
+        signer.map(|signer| signer.chain.clone())
+    }
+
+    /// Takes note of the certificates as they are now, unless they cannot be read. May block.
+    fn look(&self) {
+        // Who wants to sign with them is told aloud.
+        if let Err(error) = self.try_look() {
+            debug!(target: "pki", ca = &*self.id, %error, "the certificates of the authority cannot be read");
+        }
+    }
+
+    fn try_look(&self) -> Result<(), AuthorityError> {
+        let now_there = |tier| match self.given(tier) {
+            Some(chain) => Ok(Some(chain)),
+            None => self.stored_chain(tier),
+        };
+        let (root, chain) = (now_there(Tier::Root)?, now_there(Tier::Intermediate)?);
+        let root = root.and_then(|chain| chain.into_iter().next());
+        self.known.see(root, chain.unwrap_or_default(), now());
+        Ok(())
+    }
+
+    /// Takes note of what other processes have done, unless that was done a moment ago. For handshakes, which go on with
+    /// what is known if storage is slow or cannot be read. Cancel safe.
+    pub(crate) async fn refresh(self: &Arc<Self>) {
+        let looking = async {
+            let mut looked = self.known.looked.lock().await;
+            if looked.is_some_and(|last| last.elapsed() < FRESH) {
+                return;
+            }
+            // Before it is done: a storage that hangs must not be asked by every handshake.
+            *looked = Some(Instant::now());
+            let look = |this: &Self| {
+                this.look();
+                Ok(())
+            };
+            let _ = self.blocking(look).await;
+        };
+        let _ = tokio::time::timeout(FRESH, looking).await;
     }
 
     /// The certificate to sign with. Made if it is not there, and renewed if it is time. Cancel safe.
@@ -371,12 +462,18 @@ impl Authority {
     ) -> Result<Arc<Signer>, AuthorityError> {
         match (tier, &self.root, &self.intermediate) {
             (Tier::Root, Some(Root::Signer(signer)), _) => return Ok(signer.clone()),
-            (Tier::Root, Some(Root::Certificate), _) => return Err(AuthorityError::NoRootKey),
+            (Tier::Root, Some(Root::Certificate(_)), _) => return Err(AuthorityError::NoRootKey),
             (Tier::Intermediate, _, Some(signer)) => return Ok(signer.clone()),
             _ => {}
         }
         let _one = self.making.lock().await;
-        let current = self.blocking(move |this| this.current(tier, now())).await?;
+        let current = self
+            .blocking(move |this| {
+                let current = this.current(tier, now());
+                this.look();
+                current
+            })
+            .await?;
         if let Some(signer) = current {
             return Ok(signer);
         }
@@ -387,7 +484,12 @@ impl Authority {
             .await
             .map_err(|error| io::Error::new(error.kind(), format!("lock {name}: {error}")))?;
         let made = self
-            .blocking(move |this| this.current_or_made(tier, now()))
+            .blocking(move |this| {
+                let made = this.current_or_made(tier, now())?;
+                // Before anything is signed with it.
+                this.look();
+                Ok(made)
+            })
             .await;
         drop(lease);
         made
@@ -429,7 +531,7 @@ impl Authority {
     fn new_intermediate(&self, now: i64) -> Result<Signer, AuthorityError> {
         let root = match &self.root {
             Some(Root::Signer(signer)) => signer.clone(),
-            Some(Root::Certificate) => return Err(AuthorityError::NoRootKey),
+            Some(Root::Certificate(_)) => return Err(AuthorityError::NoRootKey),
             None => self.current_or_made(Tier::Root, now)?,
         };
         let name = &self.intermediate_common_name;
@@ -542,7 +644,7 @@ impl Authority {
     async fn warn_of_expiry(self: &Arc<Self>) {
         let root = match &self.root {
             Some(Root::Signer(signer)) => Some(signer.validity),
-            Some(Root::Certificate) => None,
+            Some(Root::Certificate(_)) => None,
             // What is wrong with it was said.
             None => self
                 .blocking(|this| {
@@ -574,12 +676,8 @@ impl Tier {
 }
 
 impl PairConfig {
-    /// How long the certificate is valid, and what it signs with if its key is given.
-    fn load(
-        &self,
-        tier: Tier,
-        cx: &mut Provision<'_>,
-    ) -> Result<(Validity, Option<Signer>), Rejected> {
+    /// How long the certificate is valid, and what it signs with; only a root may be without a key.
+    fn load(&self, tier: Tier, cx: &mut Provision<'_>) -> Result<(Validity, Root), Rejected> {
         if let Some(format) = &self.format
             && !matches!(format.as_str(), "" | "pem_file")
         {
@@ -602,16 +700,16 @@ impl PairConfig {
                 ));
             }
             let validity = Validity::of_chain(&chain);
-            return match validity {
-                Some(validity) => Ok((validity, None)),
-                None => Err(cx.reject(node, "the certificate is malformed")),
+            return match (validity, chain.into_iter().next()) {
+                (Some(validity), Some(first)) => Ok((validity, Root::Certificate(first))),
+                _ => Err(cx.reject(node, "the certificate is malformed")),
             };
         };
         let key_node = key.node();
         let key = PrivateKey::from_pem(&read_file(key, cx)?)
             .map_err(|error| cx.reject(key_node, error.to_string()))?;
         let signer = Signer::new(chain, key).map_err(|error| cx.reject(node, error.to_string()))?;
-        Ok((signer.validity, Some(signer)))
+        Ok((signer.validity, Root::Signer(Arc::new(signer))))
     }
 }
 
@@ -691,6 +789,7 @@ mod tests {
             root: None,
             intermediate: None,
             storage: Arc::new(FileStorage::new(folder)),
+            known: Arc::default(),
             making: tokio::sync::Mutex::default(),
         }
     }

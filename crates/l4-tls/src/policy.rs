@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use l4_core::config::Node;
 use l4_core::prelude::*;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
@@ -9,6 +10,7 @@ use rustls::server::{NoServerSessionStorage, ServerConfig};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CipherSuite, SupportedCipherSuite, SupportedProtocolVersion, version};
 use serde::Deserialize;
+use tracing::warn;
 
 use crate::app::refuse_absent;
 use crate::certs::{KeyAlgorithm, Preferences, Selection};
@@ -104,8 +106,15 @@ pub(crate) struct Policy {
     pub(crate) drop: bool,
     /// Whether a client that offers only other protocols is let in without one.
     pub(crate) lenient_alpn: bool,
+    base: ArcSwap<Base>,
+    versions: Vec<&'static SupportedProtocolVersion>,
+}
+
+/// What handshakes are made with.
+struct Base {
     /// All but the certificate. Its session tickets and cache are shared by everything made from it.
-    base: ServerConfig,
+    config: ServerConfig,
+    verifier: Option<Arc<ClientVerifier>>,
 }
 
 impl Policy {
@@ -152,7 +161,7 @@ impl Policy {
             ..provider()
         });
         let node = cx.node();
-        let mut base = server_config(provider, &versions, verifier, asks_clients)
+        let mut base = server_config(provider, &versions, verifier.clone(), asks_clients)
             .map_err(|error| cx.reject(node, error.to_string()))?;
         base.alpn_protocols = alpn?;
         let mut matchers: Vec<_> = matchers.into_iter().map(|(_, member)| member).collect();
@@ -167,8 +176,44 @@ impl Policy {
             },
             drop: config.drop.unwrap_or(false),
             lenient_alpn,
-            base,
+            base: ArcSwap::from_pointee(Base {
+                config: base,
+                verifier,
+            }),
+            versions,
         })
+    }
+
+    /// What verifies clients.
+    pub(crate) fn verifier(&self) -> Option<Arc<ClientVerifier>> {
+        self.base.load().verifier.clone()
+    }
+
+    /// Made anew when the authorities of clients are others, which they are told before they show a certificate. Such
+    /// clients resume no sessions, so nothing is lost with the old one.
+    fn base(&self) -> Arc<Base> {
+        let base = self.base.load_full();
+        let renewed = base.verifier.as_ref().and_then(|known| known.renewed());
+        let Some(verifier) = renewed.map(Arc::new) else {
+            return base;
+        };
+        let provider = base.config.crypto_provider().clone();
+        let made = server_config(provider, &self.versions, Some(verifier.clone()), true);
+        match made {
+            Ok(mut config) => {
+                config
+                    .alpn_protocols
+                    .clone_from(&base.config.alpn_protocols);
+                let verifier = Some(verifier);
+                let base = Arc::new(Base { config, verifier });
+                self.base.store(base.clone());
+                base
+            }
+            Err(error) => {
+                warn!(target: "tls", %error, "the new authorities of clients cannot be used");
+                base
+            }
+        }
     }
 
     /// What the handshake with this client is made with; `None` if there is no protocol to agree on.
@@ -180,7 +225,8 @@ impl Policy {
         key: Arc<CertifiedKey>,
         hello: &ClientHello,
     ) -> Option<Arc<ServerConfig>> {
-        let ours = &self.base.alpn_protocols;
+        let base = self.base();
+        let ours = &base.config.alpn_protocols;
         let has = |name: &[u8]| ours.iter().any(|own| own == name);
         let disagree = !ours.is_empty() && hello.alpn().next().is_some() && !hello.alpn().any(has);
         let goes_without =
@@ -188,7 +234,7 @@ impl Policy {
         if disagree && !goes_without() {
             return None;
         }
-        let mut config = self.base.clone();
+        let mut config = base.config.clone();
         config.cert_resolver = Arc::new(SingleCertAndKey::from(key));
         if disagree {
             config.alpn_protocols.clear();

@@ -17,7 +17,7 @@ use tracing::debug;
 
 use crate::app::TlsApp;
 use crate::automate::Slot;
-use crate::certs::Choice;
+use crate::certs::{Certificates, Choice};
 use crate::info::{Offered, agreed};
 use crate::placeholders::version_name;
 use crate::policy::{Policy, PolicyConfig};
@@ -47,7 +47,7 @@ pub struct TerminateConfig {
 
 /// The handler `tls`.
 pub struct TlsTerminate {
-    app: Arc<TlsApp>,
+    certificates: Arc<Certificates>,
     policies: Vec<Policy>,
     timeout: Option<Duration>,
 }
@@ -70,13 +70,7 @@ impl HandlerModule for TlsTerminate {
             policies.push(Policy::provision(PolicyConfig::default(), cx)?);
         }
         let (app, timeout) = (app?, timeout?);
-        if app.certificates.is_empty() {
-            let node = cx.node();
-            cx.warn(
-                node,
-                "no certificate is loaded or made, so every handshake will fail: set apps.tls.certificates",
-            );
-        }
+        let certificates = app.for_handler(cx)?;
         if policies.iter().any(|policy| policy.lenient_alpn)
             && leads_to_proxy(cx.document(), cx.node())
         {
@@ -88,7 +82,7 @@ impl HandlerModule for TlsTerminate {
             );
         }
         Ok(Self {
-            app,
+            certificates,
             policies,
             timeout,
         })
@@ -169,6 +163,9 @@ impl TlsTerminate {
     /// What the handshake is made with. Waits for a certificate that is being made for the first time, within the limit
     /// of the handshake: right after a start, a client should not be refused for having been too fast.
     async fn config(&self, conn: &mut Connection) -> Result<Arc<ServerConfig>, Refusal> {
+        for verifier in self.policies.iter().filter_map(Policy::verifier) {
+            verifier.refresh().await;
+        }
         loop {
             match self.choose(conn)? {
                 Chosen::Config(config) => return Ok(config),
@@ -205,8 +202,7 @@ impl TlsTerminate {
                 Some(_) => None,
             };
             let chosen =
-                self.app
-                    .certificates
+                self.certificates
                     .choose(hello, local, &policy.preferences, UnixTime::now());
             let certificate = match chosen {
                 Choice::Found(certificate) => certificate,

@@ -1,21 +1,184 @@
 //! Trust pools: the certificates of authorities that clients or upstreams are verified against.
 
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use l4_core::config::{Node, Value};
 use l4_core::prelude::*;
 use l4_core::{AppModule, Kind};
-use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
+use rustls::server::VerifierBuilderError;
+use rustls::{CertificateError, Error, RootCertStore};
 use serde::Deserialize;
+use tracing::warn;
 
 use crate::app::read_file;
 use crate::pem;
+use crate::pki::known::Certificates;
+use crate::pki::{Authority, PkiApp, Tier};
+use crate::storage;
 
 /// The namespace `tls.ca_pool.source`: certificates of authorities that are trusted.
 pub enum TrustPools {}
 
 impl Kind for TrustPools {
     const NAMESPACE: &'static str = "tls.ca_pool.source";
-    type Object = Vec<CertificateDer<'static>>;
+    type Object = TrustPool;
+}
+
+/// What a provider gives.
+#[derive(Debug, Default, Clone)]
+pub struct TrustPool {
+    fixed: Vec<CertificateDer<'static>>,
+    /// Authorities of the application `pki`, whose certificates come and change while the pool is in use.
+    followed: Vec<(Arc<Authority>, Tier)>,
+}
+
+impl From<Vec<CertificateDer<'static>>> for TrustPool {
+    fn from(fixed: Vec<CertificateDer<'static>>) -> Self {
+        Self {
+            fixed,
+            followed: Vec::new(),
+        }
+    }
+}
+
+impl TrustPool {
+    /// The certificates that are always the same.
+    pub(crate) fn fixed(&self) -> &[CertificateDer<'static>] {
+        &self.fixed
+    }
+
+    pub(crate) fn extend(&mut self, other: impl Into<Self>) {
+        let Self { fixed, followed } = other.into();
+        self.fixed.extend(fixed);
+        self.followed.extend(followed);
+    }
+
+    fn seen(&self) -> impl Iterator<Item = (Arc<Certificates>, Tier)> {
+        self.followed
+            .iter()
+            .map(|(authority, tier)| (authority.known().certificates(), *tier))
+    }
+}
+
+/// Verifies with the authorities of a pool, as they are when it is asked.
+pub(crate) struct Trusted<V> {
+    pool: TrustPool,
+    /// Of the fixed ones.
+    roots: RootCertStore,
+    build: Build<V>,
+    current: ArcSwap<Current<V>>,
+}
+
+/// Makes what verifies with some roots, of which there is one at least.
+type Build<V> = fn(Arc<RootCertStore>) -> Result<V, VerifierBuilderError>;
+
+/// What verifies until the authorities are others.
+pub(crate) struct Current<V> {
+    made_of: Vec<Arc<Certificates>>,
+    /// `None` while nobody is trusted, because the authority has not been made yet.
+    verifier: Option<V>,
+}
+
+impl<V> Trusted<V> {
+    /// # Errors
+    /// There are no authorities, or one of them is none. Reported at `node`.
+    pub(crate) fn new(
+        pool: TrustPool,
+        build: Build<V>,
+        node: Node,
+        cx: &mut Provision<'_>,
+    ) -> Result<Self, Rejected> {
+        let roots = match pool.fixed.is_empty() && !pool.followed.is_empty() {
+            true => RootCertStore::empty(),
+            false => root_store(pool.fixed.clone(), node, cx)?,
+        };
+        let current = Current::new(&pool, &roots, build)
+            .map_err(|error| cx.reject(node, error.to_string()))?;
+        Ok(Self {
+            pool,
+            roots,
+            build,
+            current: ArcSwap::from_pointee(current),
+        })
+    }
+
+    pub(crate) fn current(&self) -> Arc<Current<V>> {
+        let current = self.current.load_full();
+        let same = |((seen, _), known): ((Arc<Certificates>, Tier), &Arc<Certificates>)| {
+            Arc::ptr_eq(&seen, known)
+        };
+        if self.pool.seen().zip(&current.made_of).all(same) {
+            return current;
+        }
+        match Current::new(&self.pool, &self.roots, self.build) {
+            Ok(new) => {
+                let new = Arc::new(new);
+                self.current.store(new.clone());
+                new
+            }
+            Err(error) => {
+                warn!(target: "tls", %error, "the new certificates of an authority cannot be used");
+                current
+            }
+        }
+    }
+
+    /// Takes note of what other processes have done to the authorities. Belongs before every handshake.
+    pub(crate) async fn refresh(&self) {
+        for (authority, _) in &self.pool.followed {
+            authority.refresh().await;
+        }
+    }
+}
+
+impl<V> fmt::Debug for Trusted<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trusted")
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<V> Current<V> {
+    fn new(
+        pool: &TrustPool,
+        fixed: &RootCertStore,
+        build: Build<V>,
+    ) -> Result<Self, VerifierBuilderError> {
+        let mut roots = fixed.clone();
+        let mut made_of = Vec::new();
+        for (certificates, tier) in pool.seen() {
+            // What is malformed vouches for nobody; who signs with it says what is wrong.
+            roots.add_parsable_certificates(certificates.of(tier).cloned());
+            made_of.push(certificates);
+        }
+        let verifier = match roots.is_empty() {
+            true => None,
+            false => Some(build(Arc::new(roots))?),
+        };
+        Ok(Self { made_of, verifier })
+    }
+
+    pub(crate) fn verifier(&self) -> Option<&V> {
+        self.verifier.as_ref()
+    }
+
+    /// As the verifier says.
+    ///
+    /// # Errors
+    /// It refuses, or nobody is trusted.
+    pub(crate) fn verify<T>(
+        &self,
+        verify: impl FnOnce(&V) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match &self.verifier {
+            Some(verifier) => verify(verifier),
+            None => Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)),
+        }
+    }
 }
 
 /// Authorities given in the configuration.
@@ -39,6 +202,27 @@ struct FilePoolConfig {
 #[serde(deny_unknown_fields)]
 struct SystemPoolConfig {}
 
+/// Authorities in storage.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoragePoolConfig {
+    /// The keys under which certificates are stored in PEM, such as `["clients/ca.pem"]`; other blocks are passed over.
+    #[serde(default)]
+    pem_keys: Vec<At<String>>,
+    /// The storage. Default: that of the configuration.
+    #[serde(default)]
+    storage: Option<RawNode>,
+}
+
+/// Authorities of the application `pki`, as they are at any time.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AuthorityPoolConfig {
+    /// Their ids, such as `["local"]`.
+    #[serde(default)]
+    authority: Vec<At<String>>,
+}
+
 /// The authorities of several pools together.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,15 +235,38 @@ struct CombinedPoolConfig {
 pub(crate) fn register(reg: &mut Registry) {
     const KEY: &str = "provider";
     reg.add_inline::<TrustPools, _>("inline", KEY, |config: InlinePoolConfig, cx| {
-        base64_certificates(config.trusted_ca_certs, cx).map(Box::new)
+        base64_certificates(config.trusted_ca_certs, cx).map(boxed)
     });
     reg.add_inline::<TrustPools, _>("file", KEY, |config: FilePoolConfig, cx| {
-        certificate_files(config.pem_files, cx).map(Box::new)
+        certificate_files(config.pem_files, cx).map(boxed)
     });
     reg.add_inline::<TrustPools, _>("system", KEY, |SystemPoolConfig {}, cx| {
         let node = cx.node();
-        system_roots(node, cx).map(Box::new)
+        system_roots(node, cx).map(boxed)
     });
+    reg.add_inline::<TrustPools, _>("storage", KEY, |config: StoragePoolConfig, cx| {
+        let none = config.pem_keys.is_empty();
+        let loaded = stored_certificates(config.pem_keys, config.storage, cx)?;
+        if none {
+            let node = cx.node();
+            return Err(cx.reject_help(
+                node,
+                "no PEM keys specified",
+                "name what is in storage in \"pem_keys\", such as [\"clients/ca.pem\"]",
+            ));
+        }
+        Ok(boxed(loaded))
+    });
+    reg.add_inline::<TrustPools, _>("pki_root", KEY, |config: AuthorityPoolConfig, cx| {
+        own_authorities(config.authority, Tier::Root, cx).map(Box::new)
+    });
+    reg.add_inline::<TrustPools, _>(
+        "pki_intermediate",
+        KEY,
+        |config: AuthorityPoolConfig, cx| {
+            own_authorities(config.authority, Tier::Intermediate, cx).map(Box::new)
+        },
+    );
     reg.add_inline::<TrustPools, _>("combined", KEY, |config: CombinedPoolConfig, cx| {
         if config.sources.is_empty() {
             let node = cx.node();
@@ -70,26 +277,31 @@ pub(crate) fn register(reg: &mut Registry) {
             ));
         }
         let pools = cx.all(config.sources, |cx, raw| trust_pool(&raw, cx))?;
-        Ok(Box::new(pools.into_iter().flatten().collect()))
+        let mut together = TrustPool::default();
+        for pool in pools {
+            together.extend(pool);
+        }
+        Ok(Box::new(together))
     });
+}
+
+fn boxed(fixed: Vec<CertificateDer<'static>>) -> Box<TrustPool> {
+    Box::new(fixed.into())
 }
 
 /// The pool that the object `raw` describes.
 ///
 /// # Errors
 /// It was refused, and the reason was reported.
-pub(crate) fn trust_pool(
-    raw: &RawNode,
-    cx: &mut Provision<'_>,
-) -> Result<Vec<CertificateDer<'static>>, Rejected> {
+pub(crate) fn trust_pool(raw: &RawNode, cx: &mut Provision<'_>) -> Result<TrustPool, Rejected> {
     let document = cx.document();
     let provider = document.member(raw.node(), "provider");
     if let Some((provider, Value::String(name))) = provider.map(|node| (node, document.value(node)))
-        && NOT_YET.contains(&name)
+        && name == "http"
     {
         return Err(cx.reject_help(
             provider,
-            format!("the trust pool provider {name} is not in this build yet"),
+            "the trust pool provider http is not in this build yet",
             "use file or inline with the certificates of the authority",
         ));
     }
@@ -97,14 +309,62 @@ pub(crate) fn trust_pool(
         .map(|pool| *pool)
 }
 
-/// Providers that exist, but not here.
-const NOT_YET: [&str; 4] = ["http", "storage", "pki_root", "pki_intermediate"];
+/// Authorities of the application `pki`.
+fn own_authorities(
+    ids: Vec<At<String>>,
+    tier: Tier,
+    cx: &mut Provision<'_>,
+) -> Result<TrustPool, Rejected> {
+    let (node, document) = (cx.node(), cx.document());
+    let provider = match tier {
+        Tier::Root => "pki_root",
+        Tier::Intermediate => "pki_intermediate",
+    };
+    // Who means an authority of their own is not given one that nobody ever used.
+    let apps = document.member(document.root(), "apps");
+    if apps.and_then(|apps| document.member(apps, "pki")).is_none() {
+        return Err(cx.reject_help(
+            node,
+            format!("{provider} CA pool requires that the application pki is configured"),
+            "write \"pki\": {} in apps for the authority local, or configure the authorities there",
+        ));
+    }
+    if ids.is_empty() {
+        return Err(cx.reject_help(
+            node,
+            "no authorities specified",
+            "name them in \"authority\", such as [\"local\"]",
+        ));
+    }
+    let app = cx.app::<PkiApp>()?;
+    let followed = cx.all(ids, |cx, id| {
+        let Some(authority) = app.authority(&id, cx)? else {
+            return Err(cx.reject_help(
+                id.node(),
+                format!("no certificate authority configured with id: {}", *id),
+                "configure it in apps.pki.certificate_authorities, or write \"local\"",
+            ));
+        };
+        if tier == Tier::Root && !authority.has_root() {
+            return Err(cx.reject_help(
+                id.node(),
+                format!("CA {} has no root certificate, only an intermediate that is given", *id),
+                "give its root in apps.pki.certificate_authorities, or write the provider pki_intermediate",
+            ));
+        }
+        Ok((authority, tier))
+    })?;
+    Ok(TrustPool {
+        fixed: Vec::new(),
+        followed,
+    })
+}
 
 /// Roots to verify with.
 ///
 /// # Errors
 /// There are none, or one of them is no certificate of an authority. Reported at `node`.
-pub(crate) fn root_store(
+fn root_store(
     certificates: Vec<CertificateDer<'static>>,
     node: Node,
     cx: &mut Provision<'_>,
@@ -182,6 +442,29 @@ pub(crate) fn certificate_files(
         let text = read_file(&file, cx)?;
         pem::certificates(&text)
             .map_err(|error| cx.reject(file.node(), format!("{}: {error}", *file)))
+    })?;
+    Ok(loaded.into_iter().flatten().collect())
+}
+
+/// The certificates under keys of a storage.
+pub(crate) fn stored_certificates(
+    keys: Vec<At<String>>,
+    own: Option<RawNode>,
+    cx: &mut Provision<'_>,
+) -> Result<Vec<CertificateDer<'static>>, Rejected> {
+    let storage = storage::of_part(own, cx)?;
+    let loaded = cx.all(keys, |cx, key| {
+        let expanded = cx.expand_known(&key)?;
+        let text = storage.load(&expanded).map_err(|error| {
+            cx.reject(
+                key.node(),
+                format!("error loading cert '{expanded}' from storage: {error}"),
+            )
+        })?;
+        pem::certificates(&text).map_err(|error| {
+            let file = storage.describe(&expanded);
+            cx.reject(key.node(), format!("{file}: {error}"))
+        })
     })?;
     Ok(loaded.into_iter().flatten().collect())
 }

@@ -367,6 +367,101 @@ fn loading_writes_nothing() {
     assert!(!storage.exists());
 }
 
+/// What loading `config` warns about.
+fn warnings(config: &Value) -> Vec<String> {
+    let loaded = load(register, &config.to_string());
+    assert!(loaded.app.is_ok());
+    loaded
+        .warnings
+        .iter()
+        .map(|warning| warning.render())
+        .collect()
+}
+
+#[tokio::test]
+async fn without_any_certificate_localhost_has_one_and_other_names_are_refused() {
+    for tls in [
+        json!({}),
+        json!({"certificates": {}}),
+        json!({"certificates": {"automate": [], "load_folders": []}}),
+    ] {
+        let dir = TempDir::new().unwrap();
+        let mut config = config(dir.path(), tls, json!({}));
+        let route = config["apps"]["layer4"]["servers"]["a"]["routes"][0].clone();
+        config["apps"]["layer4"]["servers"]["b"] =
+            json!({"listen": ["127.0.0.1:2"], "routes": [route]});
+        let warnings = warnings(&config);
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        for (warning, server) in warnings.iter().zip(["a", "b"]) {
+            assert!(
+                warning.contains(
+                    "no certificate is configured: only localhost has one, from the internal authority; \
+                     set apps.tls.certificates"
+                ) && warning.contains(&format!("/apps/layer4/servers/{server}/routes/0/handle/0\n")),
+                "{warning}"
+            );
+        }
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            0,
+            "loading writes nothing"
+        );
+
+        let running = Running::new(&config);
+        let chain = running.chain("localhost").await.unwrap();
+        verify(&chain, &root_of(dir.path()), "localhost").unwrap();
+        for other in ["a.localhost", "example.com", "127.0.0.1"] {
+            let refused = running.chain(other).await.unwrap_err();
+            assert!(refused.to_string().contains("InternalError"), "{refused}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_certificate_of_localhost_is_made_by_the_policy_for_it() {
+    let dir = TempDir::new().unwrap();
+    let issuers = json!([{"module": "internal", "ca": "own"}]);
+    let tls = json!({"automation": {"policies": [{"issuers": issuers}]}});
+    let pki = json!({"certificate_authorities": {"own": {}}});
+    let running = Running::new(&config(dir.path(), tls, pki));
+    let chain = running.chain("localhost").await.unwrap();
+    let root = dir.path().join("pki/authorities/own/root.crt");
+    verify(&chain, &root, "localhost").unwrap();
+}
+
+#[tokio::test]
+async fn localhost_is_for_handlers_only_and_only_where_nothing_is_configured() {
+    let dir = TempDir::new().unwrap();
+    let mut without_handler = config(dir.path(), json!({}), json!(null));
+    without_handler["apps"]
+        .as_object_mut()
+        .unwrap()
+        .remove("pki");
+    without_handler["apps"]["layer4"]["servers"]["a"]["routes"] =
+        json!([{"handle": [{"handler": "echo"}]}]);
+    assert_eq!(warnings(&without_handler), [""; 0]);
+    Running::new(&without_handler).stop().await;
+
+    // A folder that happens to be empty is a mistake to be told, not an invitation.
+    let folder = TempDir::new().unwrap();
+    let empty = config(
+        dir.path(),
+        json!({"certificates": {"load_folders": [folder.path()]}}),
+        json!(null),
+    );
+    let mut empty = empty;
+    empty["apps"].as_object_mut().unwrap().remove("pki");
+    let warnings = warnings(&empty);
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("every handshake will fail"),
+        "{warnings:?}"
+    );
+    let running = Running::new(&empty);
+    assert!(running.chain("localhost").await.is_err());
+    running.stop().await;
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
 /// Files of an authority of somebody else's.
 struct Given {
     dir: TempDir,

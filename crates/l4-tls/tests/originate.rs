@@ -982,12 +982,12 @@ fn faulty_settings_are_refused_with_what_would_be_right() {
             &["no sources specified for combined CA pool"],
         ),
         (
-            json!({"ca": {"provider": "combined", "sources": [{"provider": "pki_root"}]}}),
-            &["the trust pool provider pki_root is not in this build yet"],
+            json!({"ca": {"provider": "combined", "sources": [{"provider": "pki_root", "authority": ["local"]}]}}),
+            &["pki_root CA pool requires that the application pki is configured"],
         ),
         (
             json!({"ca": {"provider": "storage"}}),
-            &["provider storage is not in this build yet"],
+            &["no PEM keys specified"],
         ),
         (
             json!({"ca": {"provider": "lazy"}}),

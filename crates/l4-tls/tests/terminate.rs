@@ -829,10 +829,6 @@ fn files_and_folders_are_loaded_and_what_is_wrong_with_them_is_said() {
             "unrecognized certificate/key encoding format: der",
         ),
         (
-            errors(json!({"certificates": {"load_storage": {}}})),
-            "load_storage is not in this build yet",
-        ),
-        (
             errors(json!({"certificate": {}})),
             "unknown field \"certificate\"",
         ),

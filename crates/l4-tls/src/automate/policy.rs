@@ -7,6 +7,7 @@ use std::time::Duration;
 use l4_core::Storage;
 use l4_core::config::{Node, Value};
 use l4_core::prelude::*;
+use rustls::crypto::CryptoProvider;
 use serde::Deserialize;
 
 use super::internal::{InternalIssuer, InternalIssuerConfig};
@@ -93,59 +94,86 @@ struct Policy {
 const RENEW_INTERVAL: Duration = Duration::from_secs(10 * 60);
 const RENEWAL_WINDOW_RATIO: f64 = 1.0 / 3.0;
 
-/// The names that are managed, each with its certificate if that is in storage.
-pub(crate) fn provision(
-    automation: Option<AutomationConfig>,
-    names: Vec<At<String>>,
-    cx: &mut Provision<'_>,
-) -> Result<Vec<Arc<Managed>>, Rejected> {
-    let automation = automation.unwrap_or_default();
-    let absent = cx.all(
-        [
-            ("on_demand", automation.on_demand),
-            ("ocsp_interval", automation.ocsp_interval),
-            ("storage_clean_interval", automation.storage_clean_interval),
-        ],
-        |cx, (name, raw)| refuse_absent(cx, name, raw),
-    );
-    let interval = pki::interval(automation.renew_interval, RENEW_INTERVAL, cx);
-    let nodes = automation.policies.unwrap_or_default();
-    let policies = cx.all(nodes.iter(), |cx, raw| {
-        let config: PolicyConfig = cx.decode(raw.node())?;
-        Policy::provision(config, cx)
-    });
-    let names = cx.all(names, |cx, name| Ok((name.node(), read_name(&name, cx)?)));
-    absent?;
-    let (policies, interval) = (policies?, interval?);
-    let places: Vec<Node> = nodes.iter().map(RawNode::node).collect();
-    refuse_what_never_counts(&policies, &places, cx)?;
-    let mut policies = Policies {
-        all: policies
-            .into_iter()
-            .map(|policy| (policy.subjects, Arc::new(policy.rules)))
-            .collect(),
-        internal: HashMap::new(),
-    };
-    let provider = Arc::new(provider());
-    let mut managed: Vec<Arc<Managed>> = Vec::new();
-    let mut result = Ok(());
-    for (node, subject) in names? {
-        if managed.iter().any(|known| *known.subject() == subject) {
-            continue;
-        }
-        match policies.rules(&subject, node, cx) {
-            Ok(rules) => {
-                managed.push(Arc::new(Managed::new(
-                    subject,
-                    rules,
-                    interval,
-                    provider.clone(),
-                )));
-            }
-            Err(rejected) => result = Err(rejected),
-        }
+/// How names are managed.
+pub(crate) struct Automation {
+    /// Each with the names it is for; none stands for every name.
+    policies: Vec<(Vec<Box<str>>, Arc<Rules>)>,
+    interval: Duration,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Automation {
+    pub(crate) fn provision(
+        config: Option<AutomationConfig>,
+        cx: &mut Provision<'_>,
+    ) -> Result<Self, Rejected> {
+        let config = config.unwrap_or_default();
+        let absent = cx.all(
+            [
+                ("on_demand", config.on_demand),
+                ("ocsp_interval", config.ocsp_interval),
+                ("storage_clean_interval", config.storage_clean_interval),
+            ],
+            |cx, (name, raw)| refuse_absent(cx, name, raw),
+        );
+        let interval = pki::interval(config.renew_interval, RENEW_INTERVAL, cx);
+        let nodes = config.policies.unwrap_or_default();
+        let policies = cx.all(nodes.iter(), |cx, raw| {
+            let config: PolicyConfig = cx.decode(raw.node())?;
+            Policy::provision(config, cx)
+        });
+        absent?;
+        let (policies, interval) = (policies?, interval?);
+        let places: Vec<Node> = nodes.iter().map(RawNode::node).collect();
+        refuse_what_never_counts(&policies, &places, cx)?;
+        Ok(Self {
+            policies: policies
+                .into_iter()
+                .map(|policy| (policy.subjects, Arc::new(policy.rules)))
+                .collect(),
+            interval,
+            provider: Arc::new(provider()),
+        })
     }
-    result.map(|()| managed)
+
+    /// The names in `automate`, with their places.
+    pub(crate) fn read_names(
+        names: Vec<At<String>>,
+        cx: &mut Provision<'_>,
+    ) -> Result<Vec<(Node, Subject)>, Rejected> {
+        cx.all(names, |cx, name| Ok((name.node(), read_name(&name, cx)?)))
+    }
+
+    /// Names, each with its certificate if that is in storage.
+    pub(crate) fn manage(
+        &self,
+        names: Vec<(Node, Subject)>,
+        cx: &mut Provision<'_>,
+    ) -> Result<Vec<Arc<Managed>>, Rejected> {
+        let mut policies = Policies {
+            all: &self.policies,
+            internal: HashMap::new(),
+        };
+        let mut managed: Vec<Arc<Managed>> = Vec::new();
+        let mut result = Ok(());
+        for (node, subject) in names {
+            if managed.iter().any(|known| *known.subject() == subject) {
+                continue;
+            }
+            match policies.rules(&subject, node, cx) {
+                Ok(rules) => {
+                    managed.push(Arc::new(Managed::new(
+                        subject,
+                        rules,
+                        self.interval,
+                        self.provider.clone(),
+                    )));
+                }
+                Err(rejected) => result = Err(rejected),
+            }
+        }
+        result.map(|()| managed)
+    }
 }
 
 fn read_name(name: &At<String>, cx: &mut Provision<'_>) -> Result<Subject, Rejected> {
@@ -159,13 +187,13 @@ fn read_name(name: &At<String>, cx: &mut Provision<'_>) -> Result<Subject, Rejec
     })
 }
 
-struct Policies {
-    all: Vec<(Vec<Box<str>>, Arc<Rules>)>,
+struct Policies<'a> {
+    all: &'a [(Vec<Box<str>>, Arc<Rules>)],
     /// For those without issuers, by their place in `all`; `None` is the policy that nobody wrote.
     internal: HashMap<Option<usize>, Arc<Rules>>,
 }
 
-impl Policies {
+impl Policies<'_> {
     /// What counts for a name.
     fn rules(
         &mut self,

@@ -1,12 +1,12 @@
 //! Where the certificate of a managed name is, for handshakes to take.
 
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock};
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
 use crate::Certificate;
+use crate::shared::Shared;
 
 /// The current certificate of one managed name.
 ///
@@ -36,15 +36,8 @@ impl Progress {
 impl Slot {
     /// The slot of this key, which configurations that have it at the same time share.
     pub(crate) fn of(key: String) -> Arc<Self> {
-        static TABLE: LazyLock<Mutex<HashMap<String, Weak<Slot>>>> = LazyLock::new(Mutex::default);
-        let mut table = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = table.get(&key).and_then(Weak::upgrade) {
-            return slot;
-        }
-        table.retain(|_, slot| slot.strong_count() > 0);
-        let slot = Arc::new(Self::new());
-        table.insert(key, Arc::downgrade(&slot));
-        slot
+        static TABLE: LazyLock<Shared<Slot>> = LazyLock::new(Shared::default);
+        TABLE.of(key, Self::new)
     }
 
     pub(crate) fn new() -> Self {

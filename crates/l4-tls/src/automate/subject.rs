@@ -35,6 +35,11 @@ impl Subject {
         qualifies(&name).then(|| Self(Kind::Dns(name.into())))
     }
 
+    /// The machine itself, as its programs call it (RFC 6761 section 6.3).
+    pub(crate) fn localhost() -> Self {
+        Self(Kind::Dns("localhost".into()))
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         match &self.0 {
