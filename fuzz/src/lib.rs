@@ -264,7 +264,6 @@ fn matchers_are_monotone(matchers: &[impl Matcher], data: &[u8]) {
                     assert!(n > 0, "asks for nothing after {cut} bytes");
                     let decided = !matches!(whole, Verdict::More(_));
                     assert!(!decided || cut + n <= data.len(), "asked for {n} after {cut}, decided before");
-                assert_eq!(outcome(T::parse_on(data, cut)), whole, "going on after {cut} of {} bytes", data.len());
                 }
                 decided => assert_eq!(decided, whole, "{cut} of {} bytes", data.len()),
             }

@@ -40,6 +40,8 @@ pub(crate) fn smoke(seconds: u64) -> Result<()> {
     let seconds = seconds.to_string();
     shell::run(
         cargo()
+            // Shared with the main workspace: what both need is built once.
+            .env("CARGO_TARGET_DIR", shell::target_directory()?)
             .args([
                 "run",
                 "--quiet",
