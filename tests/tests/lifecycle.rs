@@ -127,6 +127,37 @@ fn the_pid_file_holds_the_pid_and_goes_with_the_process() {
 }
 
 #[test]
+fn the_pid_file_of_a_process_that_serves_is_left_alone_by_one_that_cannot() {
+    let dir = tempfile::tempdir().unwrap();
+    let pidfile = dir.path().join("pid");
+    let args = ["--pidfile", pidfile.to_str().unwrap()];
+    let serving = Conncept::serving_with(&config(json!({})), &args);
+    let bad = dir.path().join("bad.json");
+    fs::write(&bad, r#"{"apps":{"layer4":{"servers":3}}}"#).unwrap();
+    let mut second = Conncept::start(&[&["--config", bad.to_str().unwrap()], &args[..]].concat());
+    assert_eq!(second.wait().code(), Some(1));
+    assert_eq!(
+        fs::read_to_string(&pidfile).unwrap(),
+        format!("{}\n", serving.pid())
+    );
+}
+
+#[test]
+fn a_process_that_was_replaced_leaves_the_pid_file_to_its_successor() {
+    let dir = tempfile::tempdir().unwrap();
+    let pidfile = dir.path().join("pid");
+    let args = ["--pidfile", pidfile.to_str().unwrap()];
+    let mut first = Conncept::serving_with(&config(json!({})), &args);
+    let second = Conncept::serving_with(&config(json!({})), &args);
+    first.signal(Signal::TERM);
+    assert_eq!(first.wait().code(), Some(0));
+    assert_eq!(
+        fs::read_to_string(&pidfile).unwrap(),
+        format!("{}\n", second.pid())
+    );
+}
+
+#[test]
 fn a_pid_file_that_cannot_be_written_is_only_logged() {
     let conncept = Conncept::serving_with(&config(json!({})), &["--pidfile", "/nonexistent/pid"]);
     assert_eq!(

@@ -388,12 +388,17 @@ fn watching_gets_a_port_once_it_is_free_and_complains_once() {
         &["--watch"],
     );
     let before = conncept.log_count();
-    let both = config(json!({
+    let mut both = config(json!({
         "a": responder(&format!("{ip}:80"), "two"),
         "b": responder(&format!("{ip}:443"), "free now"),
     }));
+    // Something to warn of, which is said once as well.
+    let routes = &mut both["apps"]["layer4"]["servers"]["a"]["routes"];
+    let never = routes[0].clone();
+    routes.as_array_mut().unwrap().push(never);
     fs::write(conncept.config_file(), both.to_string()).unwrap();
     assert_eq!(conncept.reloaded_after(before), Reload::Refused);
+    conncept.logged("configuration warning");
     let said = conncept.log_count();
     // Long enough for one more try.
     pause(Duration::from_millis(2500));

@@ -43,6 +43,18 @@ struct Running {
     drain_timeout: Option<Duration>,
 }
 
+/// Why a configuration is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trigger {
+    /// Somebody asked: it is loaded even if it says the same.
+    Signal,
+    /// The file has other bytes than before.
+    Changed,
+    /// It is the file that was refused before, only because somebody else had a port. What there is to warn of in it has
+    /// been said.
+    Again,
+}
+
 /// What a load did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -87,22 +99,23 @@ impl Instance {
         }
     }
 
-    /// Makes `text` the current configuration, unless it says the same as the one that is and `force` is not set.
+    /// Makes `text` the current configuration, unless it says the same as the one that is and nobody asked.
     ///
     /// Cancel safe: until it returns nothing has changed.
     ///
     /// # Errors
     /// Everything that is wrong with it; the current configuration runs on untouched.
-    pub(crate) async fn load(&mut self, text: Text, force: bool) -> Result<Outcome, Refused> {
+    pub(crate) async fn load(&mut self, text: Text, why: Trigger) -> Result<Outcome, Refused> {
         let current = self
             .current
             .as_ref()
-            .filter(|_| !force)
+            .filter(|_| why != Trigger::Signal)
             .map(|running| running.canonical.clone());
         let (name, registry) = (text.name.clone(), self.registry.clone());
         // Modules read files while they are provisioned, which must not hold up connections.
-        let provisioned =
-            tokio::task::spawn_blocking(move || provision(&text, &registry, current.as_deref()));
+        let provisioned = tokio::task::spawn_blocking(move || {
+            provision(&text, &registry, current.as_deref(), why)
+        });
         let provisioned = provisioned.await.unwrap_or_else(|bug| {
             Err(Errors::from(ConfigError::without_place(
                 name,
@@ -233,6 +246,7 @@ fn provision(
     text: &Text,
     registry: &Registry,
     current: Option<&str>,
+    why: Trigger,
 ) -> Result<Option<Provisioned>, Errors> {
     let document = Document::parse(&text.name, &text.bytes)?;
     let canonical = document.canonical(document.root());
@@ -244,11 +258,13 @@ fn provision(
         warnings,
         notes,
     } = App::load(&document, registry);
-    for warning in Errors::from(warnings).as_slice() {
-        warn!(target: "conncept", place = place(warning), problem = warning.message(), "configuration warning");
-    }
-    for note in Errors::from(notes).as_slice() {
-        info!(target: "conncept", place = place(note), note = note.message(), "configuration note");
+    if why != Trigger::Again {
+        for warning in Errors::from(warnings).as_slice() {
+            warn!(target: "conncept", place = place(warning), problem = warning.message(), "configuration warning");
+        }
+        for note in Errors::from(notes).as_slice() {
+            info!(target: "conncept", place = place(note), note = note.message(), "configuration note");
+        }
     }
     let app = app?;
     if app.listens.is_empty() {

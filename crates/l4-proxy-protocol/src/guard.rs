@@ -15,6 +15,9 @@ use crate::header::{V2, beginning};
 
 /// Keeps back the first bytes until it is certain that they are no header, and fails the read if they are one. Everything
 /// else passes, so a server may speak first.
+///
+/// Bytes are not kept back for ever, but they are compared for as long as it takes: with a pause in its signature a header
+/// does not get through either, only the part of it that came before the pause.
 pub(crate) struct Guard {
     below: Transport,
     held: [u8; V2.len()],
@@ -30,7 +33,10 @@ pub(crate) struct Guard {
 
 #[derive(PartialEq, Eq)]
 enum State {
+    /// They may be a header, and are kept back.
     Watching,
+    /// They may be one still, but have been kept back for long enough.
+    Late,
     Open,
     Rejected,
 }
@@ -57,33 +63,60 @@ impl Guard {
                     return Poll::Pending;
                 };
                 ready!(waiting.as_mut().poll(cx));
-                self.state = State::Open;
+                self.state = State::Late;
                 break;
             };
             read?;
             let read = buf.filled().len();
             self.filled += read;
-            self.state = match beginning(self.held.get(..self.filled).unwrap_or_default()) {
-                Verdict::Match => State::Rejected,
-                Verdict::No => State::Open,
-                Verdict::More(_) if read == 0 => State::Open,
-                Verdict::More(_) => State::Watching,
-            };
+            match self.verdict() {
+                Verdict::More(_) if read > 0 => {}
+                verdict => self.decide(verdict),
+            }
             if self.waiting.is_none() {
                 self.waiting = self.timeout.map(|timeout| Box::pin(sleep(timeout)));
             }
-            if self.state == State::Rejected {
-                debug!(target: LOG, conn = self.id, "connection rejected in handler by policy");
-            }
         }
         self.waiting = None;
-        Poll::Ready(match self.state {
+        Poll::Ready(self.admitted())
+    }
+
+    /// Compares bytes that are not kept back with what was missing.
+    fn look(&mut self, bytes: &[u8]) {
+        let room = self.held.get_mut(self.filled..).unwrap_or_default();
+        for (held, byte) in room.iter_mut().zip(bytes) {
+            *held = *byte;
+            self.filled += 1;
+        }
+        self.given = self.filled;
+        match self.verdict() {
+            Verdict::More(_) => {}
+            verdict => self.decide(verdict),
+        }
+    }
+
+    fn verdict(&self) -> Verdict {
+        beginning(self.held.get(..self.filled).unwrap_or_default())
+    }
+
+    fn decide(&mut self, verdict: Verdict) {
+        self.state = match verdict {
+            Verdict::Match => State::Rejected,
+            Verdict::No | Verdict::More(_) => State::Open,
+        };
+        if self.state == State::Rejected {
+            debug!(target: LOG, conn = self.id, "connection rejected in handler by policy");
+        }
+    }
+
+    fn admitted(&self) -> io::Result<()> {
+        match self.state {
             State::Rejected => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "PROXY header: not allowed from this sender",
             )),
-            State::Watching | State::Open => Ok(()),
-        })
+            State::Watching | State::Late | State::Open => Ok(()),
+        }
     }
 }
 
@@ -104,7 +137,15 @@ impl AsyncRead for Guard {
             self.given += n;
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.below).poll_read(cx, buf)
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.below).poll_read(cx, buf))?;
+        if self.state == State::Late {
+            self.look(buf.filled().get(before..).unwrap_or_default());
+            if self.state == State::Rejected {
+                buf.set_filled(before);
+            }
+        }
+        Poll::Ready(self.admitted())
     }
 }
 

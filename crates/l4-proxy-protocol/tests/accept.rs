@@ -231,6 +231,29 @@ async fn the_first_letter_of_a_header_alone_is_passed_on_after_the_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pause_in_the_signature_does_not_get_a_header_past_reject() {
+    let router = greeting(r#","fallback_policy":"REJECT","timeout":"2s""#);
+    for (header, cut) in [(V1, 5), (V1, 1), (V2, 11), (V2, 3)] {
+        let mut client = greeted(&router, Duration::ZERO).await;
+        client.write_all(&header[..cut]).await.unwrap();
+        let mut before = vec![0; cut];
+        client.read_exact(&mut before).await.unwrap();
+        assert_eq!(before, header[..cut], "given out after the timeout");
+        client.write_all(&header[cut..]).await.unwrap();
+        let mut rest = Vec::new();
+        let _ = client.read_to_end(&mut rest).await;
+        assert_eq!(rest, b"", "closed, and nothing more of it was passed on");
+    }
+    let mut client = greeted(&router, Duration::ZERO).await;
+    for part in [&b"PRO"[..], b"TO", b"COL and more than fits the signature"] {
+        client.write_all(part).await.unwrap();
+        let mut echoed = vec![0; part.len()];
+        client.read_exact(&mut echoed).await.unwrap();
+        assert_eq!(echoed, part, "something else is passed on whole");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn r5_a_silent_client_is_waited_for_ten_seconds_or_as_long_as_is_said() {
     for (fields, seconds) in [("", 10), (r#","timeout":"3s""#, 3)] {
         let started = Instant::now();

@@ -42,10 +42,14 @@ fn late(limit: Duration) -> io::Error {
     )
 }
 
+/// What is kept of the room for a datagram: enough for all that fit into a packet.
+const ROOM: usize = 4096;
+
 /// A session each datagram of which is introduced.
 struct Introduced {
     session: Box<dyn Session>,
-    /// What is sent in front, and room for a datagram behind it.
+    /// What is sent in front, and room for a datagram behind it. A large one leaves no room behind: a session lives for
+    /// minutes, and there may be many.
     datagram: Vec<u8>,
     length: usize,
 }
@@ -68,10 +72,56 @@ impl Session for Introduced {
     fn poll_send(&mut self, cx: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>> {
         self.datagram.truncate(self.length);
         self.datagram.extend_from_slice(datagram);
-        self.session.poll_send(cx, &self.datagram)
+        let sent = self.session.poll_send(cx, &self.datagram);
+        if self.datagram.capacity() > ROOM {
+            self.datagram.truncate(self.length);
+            self.datagram.shrink_to(ROOM);
+        }
+        sent
     }
 
     fn local(&self) -> Addr {
         self.session.local()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    /// Keeps what was sent last.
+    struct Last(Vec<u8>);
+
+    impl Session for Last {
+        fn poll_recv(&mut self, _: &mut Context<'_>) -> Poll<Option<Bytes>> {
+            Poll::Ready(None)
+        }
+
+        fn poll_send(&mut self, _: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>> {
+            assert!(datagram.starts_with(b"header"));
+            self.0 = datagram.to_vec();
+            Poll::Ready(Ok(()))
+        }
+
+        fn local(&self) -> Addr {
+            Addr::UNNAMED
+        }
+    }
+
+    #[test]
+    fn a_session_keeps_no_room_for_a_large_datagram_that_was_sent() {
+        let mut session = Introduced::new(Box::new(Last(Vec::new())), b"header".to_vec());
+        let mut cx = Context::from_waker(Waker::noop());
+        for size in [65_000, 100, 4096, 0] {
+            let sent = session.poll_send(&mut cx, &vec![7; size]);
+            assert!(matches!(sent, Poll::Ready(Ok(()))));
+            assert!(
+                session.datagram.capacity() <= ROOM,
+                "{} after {size}",
+                session.datagram.capacity()
+            );
+        }
     }
 }

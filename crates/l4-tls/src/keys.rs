@@ -1,5 +1,7 @@
 //! Keys that are made here: their kinds, and how they are written to storage and read back.
 
+use std::fmt;
+
 use aws_lc_rs::encoding::{AsDer as _, EcPrivateKeyRfc5915Der, Pkcs8V1Der};
 use aws_lc_rs::rsa::{self, KeySize};
 use aws_lc_rs::signature::{self, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair};
@@ -94,10 +96,16 @@ fn inside_pkcs8(pkcs8: &[u8]) -> Result<Vec<u8>, KeyError> {
 }
 
 /// A private key that can sign certificates and requests.
-#[derive(Debug)]
 pub struct PrivateKey {
     pair: KeyPair,
     pem: String,
+}
+
+/// Without the key: what is printed may end in a log.
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PrivateKey").finish_non_exhaustive()
+    }
 }
 
 impl PrivateKey {
@@ -187,6 +195,12 @@ mod tests {
             let read = PrivateKey::from_pem(key.pem().as_bytes()).unwrap();
             assert_eq!(read.pair().der_bytes(), key.pair().der_bytes(), "{name}");
         }
+    }
+
+    #[test]
+    fn nothing_of_a_key_is_printed_for_debugging() {
+        let key = KeyType::P256.generate().unwrap();
+        assert_eq!(format!("{key:?}"), "PrivateKey { .. }");
     }
 
     #[test]

@@ -190,7 +190,7 @@ pub(crate) struct Authority {
     storage: Arc<dyn Storage>,
     known: Arc<Known>,
     /// One at a time looks what there is and makes what is missing.
-    making: tokio::sync::Mutex<()>,
+    making: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A certificate that was given.
@@ -302,7 +302,7 @@ impl Authority {
             }),
             storage,
             known: Arc::default(),
-            making: tokio::sync::Mutex::default(),
+            making: Arc::default(),
         };
         authority.check_lifetime(root_not_after, lifetime_node, cx)?;
         let trust = config.install_trust;
@@ -466,7 +466,7 @@ impl Authority {
             (Tier::Intermediate, _, Some(signer)) => return Ok(signer.clone()),
             _ => {}
         }
-        let _one = self.making.lock().await;
+        let one = self.making.clone().lock_owned().await;
         let current = self
             .blocking(move |this| {
                 let current = this.current(tier, now());
@@ -483,16 +483,17 @@ impl Authority {
             .lock(&name)
             .await
             .map_err(|error| io::Error::new(error.kind(), format!("lock {name}: {error}")))?;
-        let made = self
-            .blocking(move |this| {
-                let made = this.current_or_made(tier, now())?;
+        // Whoever waits may go away meanwhile; the locks stay until nothing is written any more.
+        self.blocking(move |this| {
+            let made = this.current_or_made(tier, now());
+            if made.is_ok() {
                 // Before anything is signed with it.
                 this.look();
-                Ok(made)
-            })
-            .await;
-        drop(lease);
-        made
+            }
+            drop((lease, one));
+            made
+        })
+        .await
     }
 
     async fn blocking<T: Send + 'static>(
@@ -774,6 +775,7 @@ pub(crate) fn now() -> i64 {
 mod tests {
     use super::*;
     use crate::storage::FileStorage;
+    use crate::storage::stalled::{Event, Stalled};
 
     const NOW: i64 = 1_780_000_000;
     const DAY: i64 = 24 * 60 * 60;
@@ -790,7 +792,7 @@ mod tests {
             intermediate: None,
             storage: Arc::new(FileStorage::new(folder)),
             known: Arc::default(),
-            making: tokio::sync::Mutex::default(),
+            making: Arc::default(),
         }
     }
 
@@ -813,6 +815,27 @@ mod tests {
         let renewed = made(Tier::Intermediate, NOW + 6 * DAY);
         assert!(renewed.validity.not_after > NOW + 12 * DAY);
         assert_eq!(made(Tier::Root, NOW + 6 * DAY).chain, root.chain);
+    }
+
+    #[tokio::test]
+    async fn the_authority_stays_locked_until_nothing_is_written_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let (storage, mut events) = Stalled::new(dir.path());
+        let authority = Arc::new(Authority {
+            storage: storage.clone(),
+            ..authority(dir.path())
+        });
+        let asking = authority.clone();
+        let asking = tokio::spawn(async move { asking.signer(Tier::Intermediate).await.map(drop) });
+        assert_eq!(events.recv().await, Some(Event::Writing));
+        asking.abort();
+        assert!(asking.await.unwrap_err().is_cancelled());
+        assert!(events.try_recv().is_err(), "unlocked while it writes");
+        assert!(authority.making.try_lock().is_err());
+        storage.go_on();
+        while events.recv().await != Some(Event::Unlocked) {}
+        let stored = authority.stored(Tier::Intermediate).unwrap();
+        assert!(stored.is_some(), "everything was written by then");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::cli::RunArgs;
-use crate::instance::{Instance, Outcome, place};
+use crate::instance::{Instance, Outcome, Trigger, place};
 use crate::logging::Log;
 use crate::signals::{Signal, Signals};
 use crate::source::{Source, Text};
@@ -53,34 +53,26 @@ pub(crate) fn run(args: &RunArgs, build: &Build) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return cmd::fail(&format!("starting the runtime: {error}")),
     };
-    // What could not be written is not removed either: it may belong to somebody else.
-    let pidfile = args.pidfile.as_deref().filter(|path| match write_pid(path) {
-        Ok(()) => true,
-        Err(error) => {
-            error!(target: "conncept", file = %path.display(), %error, "the pid file cannot be written");
-            false
-        }
-    });
     let process = Process {
         source,
         watch: args.watch,
+        pidfile: args.pidfile.clone(),
         registry: build.registry.clone(),
         log: log.clone(),
     };
     let result = runtime.block_on(process.live());
     release_locks();
-    let removed = pidfile.map_or(Ok(()), remove);
-    let code = match (result, removed) {
-        (Err(errors), _) => {
-            // Log lines first, so that the reason is the last thing on the screen.
-            log.flush();
-            return cmd::refuse(&errors);
-        }
-        (Ok(()), Err(error)) => {
+    if let Err(errors) = result {
+        // Log lines first, so that the reason is the last thing on the screen.
+        log.flush();
+        return cmd::refuse(&errors);
+    }
+    let code = match args.pidfile.as_deref().map_or(Ok(()), remove_pid) {
+        Ok(()) => 0,
+        Err(error) => {
             error!(target: "conncept", %error, "the pid file cannot be removed");
             cmd::UNCLEAN
         }
-        (Ok(()), Ok(())) => 0,
     };
     info!(target: "conncept", exit_code = code, "shutdown complete");
     // What still runs is a read of a file that does not answer.
@@ -93,19 +85,9 @@ pub(crate) fn run(args: &RunArgs, build: &Build) -> ExitCode {
 struct Process {
     source: Source,
     watch: bool,
+    pidfile: Option<PathBuf>,
     registry: Arc<Registry>,
     log: Log,
-}
-
-/// Why the configuration is loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trigger {
-    /// Somebody asked: it is loaded even if it says the same.
-    Signal,
-    /// The file has other bytes than before.
-    Changed,
-    /// It is the file that was refused before, only because somebody else had a port.
-    Again,
 }
 
 /// A file that is to be loaded again, though it did not change.
@@ -146,7 +128,8 @@ impl Process {
         info!(target: "conncept", file = text.name, "using config from {}", self.kind());
         // What was loaded last, good or bad: a bad file is complained about once, not every second.
         let mut seen = text.bytes.clone();
-        instance.load(text, true).await?;
+        instance.load(text, Trigger::Signal).await?;
+        self.write_pid().await;
         info!(target: "conncept", "serving initial configuration");
         if matches!(self.source, Source::Embedded)
             && let Some(address) = instance.first_tcp_address()
@@ -204,7 +187,7 @@ impl Process {
             if trigger != Trigger::Again {
                 info!(target: "conncept", file, "loading the configuration");
             }
-            let loaded = instance.load(text, trigger == Trigger::Signal).await;
+            let loaded = instance.load(text, trigger).await;
             let before = retry.take();
             match loaded {
                 Ok(Outcome::Loaded) => {
@@ -257,6 +240,18 @@ impl Process {
                 ))
             })
             .map_err(Errors::from)
+    }
+
+    /// Says in the pid file who serves. Not before it does: the file may be that of a process that goes on serving.
+    async fn write_pid(&self) {
+        let Some(path) = self.pidfile.clone() else {
+            return;
+        };
+        let file = path.display().to_string();
+        let written = tokio::task::spawn_blocking(move || write_pid(&path)).await;
+        if let Err(error) = written.unwrap_or_else(|bug| Err(io::Error::other(bug))) {
+            error!(target: "conncept", file, %error, "the pid file cannot be written");
+        }
     }
 
     fn kind(&self) -> &'static str {
@@ -321,8 +316,15 @@ fn write_pid(path: &Path) -> io::Result<()> {
     writeln!(file, "{}", std::process::id())
 }
 
-/// Removes the pid file. That somebody did so already is no error.
-fn remove(path: &Path) -> io::Result<()> {
+/// Removes the pid file if it is still this process that it names: another one may have taken over. That somebody did so
+/// already is no error.
+fn remove_pid(path: &Path) -> io::Result<()> {
+    // Reading what is no file, such as a pipe, could take for ever.
+    let is_file = fs::metadata(path).is_ok_and(|found| found.is_file());
+    let content = is_file.then(|| fs::read_to_string(path).ok()).flatten();
+    if content.is_none_or(|pid| pid.trim() != std::process::id().to_string()) {
+        return Ok(());
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
