@@ -3,7 +3,7 @@
 //! Whoever makes the file holds the lock, and writes the time into it every few seconds. A file whose time is old
 //! belongs to a process that died. Clocks of machines that share a folder must agree to within a few seconds.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -38,7 +38,7 @@ impl FileLock {
             };
             match attempt.await.map_err(io::Error::other)?? {
                 Attempt::Taken(file) => {
-                    let heartbeat = tokio::spawn(heartbeat(file.0.clone()));
+                    let heartbeat = tokio::spawn(heartbeat(file.path.clone(), file.created));
                     return Ok(Self {
                         _file: file,
                         heartbeat,
@@ -63,33 +63,57 @@ impl Drop for FileLock {
 
 /// Deletes the lock files that this process holds, for an end at which nothing is dropped.
 pub fn release_locks() {
-    for path in std::mem::take(&mut *own()) {
-        let _ = fs::remove_file(path);
+    for (path, created) in std::mem::take(&mut *own()) {
+        remove(&path, created);
     }
 }
 
-/// The lock files of this process.
-fn own() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    static OWN: LazyLock<Mutex<BTreeSet<PathBuf>>> = LazyLock::new(Mutex::default);
+/// The lock files of this process, with the time at which it made them.
+fn own() -> MutexGuard<'static, BTreeMap<PathBuf, Timestamp>> {
+    static OWN: LazyLock<Mutex<BTreeMap<PathBuf, Timestamp>>> = LazyLock::new(Mutex::default);
     OWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug)]
-struct OwnFile(PathBuf);
+struct OwnFile {
+    path: PathBuf,
+    created: Timestamp,
+}
 
 impl OwnFile {
-    fn new(path: PathBuf) -> Self {
-        own().insert(path.clone());
-        Self(path)
+    fn new(path: PathBuf, created: Timestamp) -> Self {
+        own().insert(path.clone(), created);
+        Self { path, created }
     }
 }
 
 impl Drop for OwnFile {
     fn drop(&mut self) {
-        if own().remove(&self.0) {
-            // If somebody took it for stale, it is gone or theirs; then there is nothing we could do about it.
-            let _ = fs::remove_file(&self.0);
+        if own().remove(&self.path).is_some() {
+            remove(&self.path, self.created);
         }
+    }
+}
+
+/// Deletes a file of ours, unless somebody took it for stale and made another: that one is theirs.
+fn remove(path: &Path, created: Timestamp) {
+    if own_times(path, created).is_ok() {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// What is in a file of ours.
+///
+/// # Errors
+/// It is gone, or another is there. Both are of the kind [`ErrorKind::NotFound`].
+fn own_times(path: &Path, created: Timestamp) -> io::Result<Times> {
+    let times: Times = serde_json::from_slice(&fs::read(path)?).unwrap_or_default();
+    match times.created == Some(created) {
+        true => Ok(times),
+        false => Err(io::Error::new(
+            ErrorKind::NotFound,
+            "another lock is in its place",
+        )),
     }
 }
 
@@ -112,14 +136,13 @@ fn attempt(path: &Path, empty: u32, now: Timestamp) -> io::Result<Attempt> {
     create.write(true).create_new(true).mode(0o644);
     match create.open(path) {
         Ok(mut file) => {
-            let own = OwnFile::new(path.to_owned());
-            write(
-                &mut file,
-                &Times {
-                    created: Some(now),
-                    updated: Some(now),
-                },
-            )?;
+            let own = OwnFile::new(path.to_owned(), now);
+            let times = Times {
+                created: Some(now),
+                updated: Some(now),
+            };
+            // What is not written is not known as ours.
+            write(&mut file, &times).inspect_err(|_| drop(fs::remove_file(path)))?;
             return Ok(Attempt::Taken(own));
         }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
@@ -142,13 +165,16 @@ fn attempt(path: &Path, empty: u32, now: Timestamp) -> io::Result<Attempt> {
 }
 
 /// Shows others that the holder lives, until the file is gone.
-async fn heartbeat(path: PathBuf) {
+async fn heartbeat(path: PathBuf, created: Timestamp) {
     loop {
         tokio::time::sleep(UPDATE).await;
         let path = path.clone();
-        let updated = tokio::task::spawn_blocking(move || update(&path, Timestamp::now()));
+        let updated = tokio::task::spawn_blocking(move || update(&path, created, Timestamp::now()));
         match updated.await {
-            Ok(Err(error)) if error.kind() == ErrorKind::NotFound => return,
+            Ok(Err(error)) if error.kind() == ErrorKind::NotFound => {
+                tracing::warn!(target: "tls", %error, "a lock was taken away, as if its holder were dead");
+                return;
+            }
             Ok(Err(error)) => {
                 tracing::warn!(target: "tls", %error, "a lock file could not be updated")
             }
@@ -157,8 +183,8 @@ async fn heartbeat(path: PathBuf) {
     }
 }
 
-fn update(path: &Path, now: Timestamp) -> io::Result<()> {
-    let times: Times = serde_json::from_slice(&fs::read(path)?).unwrap_or_default();
+fn update(path: &Path, created: Timestamp, now: Timestamp) -> io::Result<()> {
+    let times = own_times(path, created)?;
     let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
     write(
         &mut file,
@@ -284,7 +310,7 @@ mod tests {
         );
 
         let later = times.created.unwrap() + SignedDuration::from_secs(5);
-        update(&path, later).unwrap();
+        update(&path, times.created.unwrap(), later).unwrap();
         let times_then: Times = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         assert_eq!(
             times_then,
@@ -310,6 +336,25 @@ mod tests {
         let _lock = taken.unwrap().unwrap();
         let times: Times = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         assert!(times.created.unwrap() > at("2020-01-02T00:00:00Z"));
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_somebody_took_from_us_is_left_to_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.lock");
+        let lock = FileLock::acquire(path.clone()).await.unwrap();
+        // We slept for too long.
+        let theirs = Times {
+            created: Some(lock._file.created + SignedDuration::from_secs(60)),
+            updated: None,
+        };
+        let theirs = serde_json::to_vec(&theirs).unwrap();
+        fs::write(&path, &theirs).unwrap();
+        let updated = update(&path, lock._file.created, Timestamp::now());
+        assert_eq!(updated.unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(fs::read(&path).unwrap(), theirs);
+        drop(lock);
+        assert_eq!(fs::read(&path).unwrap(), theirs);
     }
 
     #[tokio::test]
