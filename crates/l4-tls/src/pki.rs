@@ -184,7 +184,7 @@ pub(crate) struct Authority {
     intermediate: Option<Arc<Signer>>,
     storage: Arc<dyn Storage>,
     /// One at a time looks what there is and makes what is missing.
-    making: tokio::sync::Mutex<()>,
+    making: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug)]
@@ -292,7 +292,7 @@ impl Authority {
             }),
             intermediate: intermediate.and_then(|(_, signer)| signer).map(Arc::new),
             storage,
-            making: tokio::sync::Mutex::default(),
+            making: Arc::default(),
         };
         authority.check_lifetime(root_not_after, lifetime_node, cx)?;
         let trust = config.install_trust;
@@ -375,7 +375,7 @@ impl Authority {
             (Tier::Intermediate, _, Some(signer)) => return Ok(signer.clone()),
             _ => {}
         }
-        let _one = self.making.lock().await;
+        let one = self.making.clone().lock_owned().await;
         let current = self.blocking(move |this| this.current(tier, now())).await?;
         if let Some(signer) = current {
             return Ok(signer);
@@ -386,11 +386,13 @@ impl Authority {
             .lock(&name)
             .await
             .map_err(|error| io::Error::new(error.kind(), format!("lock {name}: {error}")))?;
-        let made = self
-            .blocking(move |this| this.current_or_made(tier, now()))
-            .await;
-        drop(lease);
-        made
+        // Whoever waits may go away meanwhile; the locks stay until nothing is written any more.
+        self.blocking(move |this| {
+            let made = this.current_or_made(tier, now());
+            drop((lease, one));
+            made
+        })
+        .await
     }
 
     async fn blocking<T: Send + 'static>(
@@ -676,6 +678,7 @@ pub(crate) fn now() -> i64 {
 mod tests {
     use super::*;
     use crate::storage::FileStorage;
+    use crate::storage::stalled::{Event, Stalled};
 
     const NOW: i64 = 1_780_000_000;
     const DAY: i64 = 24 * 60 * 60;
@@ -691,7 +694,7 @@ mod tests {
             root: None,
             intermediate: None,
             storage: Arc::new(FileStorage::new(folder)),
-            making: tokio::sync::Mutex::default(),
+            making: Arc::default(),
         }
     }
 
@@ -714,6 +717,27 @@ mod tests {
         let renewed = made(Tier::Intermediate, NOW + 6 * DAY);
         assert!(renewed.validity.not_after > NOW + 12 * DAY);
         assert_eq!(made(Tier::Root, NOW + 6 * DAY).chain, root.chain);
+    }
+
+    #[tokio::test]
+    async fn the_authority_stays_locked_until_nothing_is_written_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let (storage, mut events) = Stalled::new(dir.path());
+        let authority = Arc::new(Authority {
+            storage: storage.clone(),
+            ..authority(dir.path())
+        });
+        let asking = authority.clone();
+        let asking = tokio::spawn(async move { asking.signer(Tier::Intermediate).await.map(drop) });
+        assert_eq!(events.recv().await, Some(Event::Writing));
+        asking.abort();
+        assert!(asking.await.unwrap_err().is_cancelled());
+        assert!(events.try_recv().is_err(), "unlocked while it writes");
+        assert!(authority.making.try_lock().is_err());
+        storage.go_on();
+        while events.recv().await != Some(Event::Unlocked) {}
+        let stored = authority.stored(Tier::Intermediate).unwrap();
+        assert!(stored.is_some(), "everything was written by then");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The storage module `file_system`: a folder in the layout of certmagic, so that one written by Caddy can be pointed at.
 
 mod lock;
+#[cfg(test)]
+pub(crate) mod stalled;
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use l4_core::Lease;
 use rustls::crypto::CryptoProvider;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -135,10 +136,10 @@ impl Managed {
 
     async fn attempt(
         self: &Arc<Self>,
-        lease: &mut Option<Box<dyn l4_core::Lease>>,
+        lease: &mut Option<Arc<dyn Lease>>,
     ) -> Result<(), IssueError> {
         // A process with ten thousand names must not do them all at once.
-        let _permit = JOBS.acquire().await?;
+        let mut permit = Some(JOBS.acquire().await?);
         let identifier = self.subject.as_str();
         // Another instance may have renewed it.
         if lease.is_none() && self.adopt_stored().await {
@@ -147,10 +148,25 @@ impl Managed {
         if lease.is_none() {
             info!(target: "tls.obtain", identifier, "acquiring lock");
             let name = format!("issue_cert_{identifier}");
-            let locked = self.rules.storage.lock(&name).await;
-            *lease = Some(locked.map_err(|error| format!("lock {name}: {error}"))?);
+            let mut locking = self.rules.storage.lock(&name);
+            let locked = match tokio::time::timeout(SOON, &mut locking).await {
+                Ok(locked) => locked,
+                Err(_) => {
+                    // Another instance has it, which may take hours; other names go first. Not always: the lock of each
+                    // name that waits for its turn would have to be kept alive.
+                    permit = None;
+                    locking.await
+                }
+            };
+            *lease = Some(Arc::from(
+                locked.map_err(|error| format!("lock {name}: {error}"))?,
+            ));
             info!(target: "tls.obtain", identifier, "lock acquired");
         }
+        let _permit = match permit {
+            Some(permit) => permit,
+            None => JOBS.acquire().await?,
+        };
         // Or it has done so while we waited.
         if self.adopt_stored().await {
             return Ok(());
@@ -164,7 +180,9 @@ impl Managed {
             key,
         };
         let (issuer, issued) = self.issue(&request).await?;
-        self.store(issuer.clone(), request.key, issued).await?;
+        let lease = lease.clone();
+        self.store(issuer.clone(), request.key, issued, lease)
+            .await?;
         info!(target: "tls.obtain", identifier, issuer, renewal, "certificate obtained successfully");
         Ok(())
     }
@@ -187,15 +205,17 @@ impl Managed {
         Err(last)
     }
 
-    /// Stores a new certificate and serves it.
+    /// Stores a new certificate and serves it. The lock is held to the end of it, whether anybody waits for that or not.
     async fn store(
         self: &Arc<Self>,
         issuer: String,
         key: PrivateKey,
         issued: Issued,
+        lease: Option<Arc<dyn Lease>>,
     ) -> Result<(), IssueError> {
         let this = self.clone();
         let stored = blocking(move || {
+            let _lease = lease;
             let place = Place::new(&issuer, &this.subject);
             let storage = &*this.rules.storage;
             place
@@ -286,11 +306,97 @@ fn retry_after(attempt: usize) -> Duration {
 /// For how long to try.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-static JOBS: Semaphore = Semaphore::const_new(1000);
+const MOST_JOBS: u32 = 1000;
+static JOBS: Semaphore = Semaphore::const_new(MOST_JOBS as usize);
+/// A lock that is not there by then is somebody else's.
+const SOON: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
+    use l4_core::{BoxFuture, Storage};
+
     use super::*;
+    use crate::automate::Issuer;
+    use crate::keys::{KeyType, chain_pem};
+    use crate::policy::provider;
+    use crate::storage::stalled::{Event, Stalled};
+
+    /// For tests that count on permits.
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+    /// Has every certificate sign itself.
+    struct SelfSigned;
+
+    impl Issuer for SelfSigned {
+        fn key(&self) -> &str {
+            "self"
+        }
+
+        fn issue<'a>(
+            &'a self,
+            request: &'a CertificateRequest,
+        ) -> BoxFuture<'a, Result<Issued, IssueError>> {
+            Box::pin(async move {
+                let name = request.subject.as_str().to_owned();
+                let params = rcgen::CertificateParams::new([name])?;
+                let made = params.self_signed(request.key.pair())?;
+                Ok(Issued {
+                    chain: chain_pem([made.der()]),
+                    data: serde_json::Value::Null,
+                })
+            })
+        }
+    }
+
+    fn managed(name: &str, storage: Arc<dyn Storage>) -> Arc<Managed> {
+        let rules = Rules {
+            issuers: vec![Arc::new(SelfSigned)],
+            key_type: KeyType::P256,
+            renewal_window_ratio: 0.3,
+            storage,
+        };
+        Arc::new(Managed::new(
+            Subject::parse(name).unwrap(),
+            Arc::new(rules),
+            Duration::from_secs(600),
+            Arc::new(provider()),
+        ))
+    }
+
+    #[tokio::test]
+    async fn a_name_stays_locked_until_nothing_is_written_any_more() {
+        let _alone = ALONE.lock().await;
+        let dir = tempfile::tempdir().unwrap();
+        let (storage, mut events) = Stalled::new(dir.path());
+        let name = managed("a.internal", storage.clone());
+        let keeping = tokio::spawn(name.clone().keep());
+        assert_eq!(events.recv().await, Some(Event::Writing));
+        keeping.abort();
+        assert!(keeping.await.unwrap_err().is_cancelled());
+        assert!(events.try_recv().is_err(), "unlocked while it writes");
+        storage.go_on();
+        while events.recv().await != Some(Event::Unlocked) {}
+        let stored = name.stored().unwrap();
+        assert!(stored.is_some(), "everything was written by then");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_another_instance_works_on_does_not_keep_others_waiting() {
+        let _alone = ALONE.lock().await;
+        let (theirs, ours) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        // There is room for one.
+        let _others = JOBS.acquire_many(MOST_JOBS - 1).await.unwrap();
+        let (storage, mut events) = Stalled::taken(theirs.path());
+        let waiting = tokio::spawn(managed("b.internal", storage).keep());
+        assert_eq!(events.recv().await, Some(Event::Locking));
+        let (storage, _events) = Stalled::new(ours.path());
+        storage.go_on();
+        let mut lease = None;
+        let made = managed("c.internal", storage);
+        let made = tokio::time::timeout(Duration::from_secs(60), made.attempt(&mut lease));
+        made.await.unwrap().unwrap();
+        waiting.abort();
+    }
 
     const HOUR: i64 = 60 * 60;
 
