@@ -483,7 +483,7 @@ impl Identity {
                     return Err(cx.reject_help(
                         name.node(),
                         format!("managing client certificate: the application tls has none for {expanded:?}"),
-                        "load one for this name under apps.tls.certificates",
+                        "list the name in \"automate\" under apps.tls.certificates, or load a certificate for it there",
                     ));
                 }
                 Ok(Self::Named(app, expanded.into()))

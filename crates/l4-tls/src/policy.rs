@@ -1,11 +1,15 @@
 //! Connection policies: how the TLS of a connection is to be, chosen by its ClientHello.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use l4_core::config::Node;
 use l4_core::prelude::*;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
-use rustls::server::{NoServerSessionStorage, ServerConfig};
+use rustls::server::{
+    NoServerSessionStorage, ProducesTickets, ServerConfig, ServerSessionMemoryCache,
+    StoresServerSessions,
+};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CipherSuite, SupportedCipherSuite, SupportedProtocolVersion, version};
 use serde::Deserialize;
@@ -106,6 +110,8 @@ pub(crate) struct Policy {
     pub(crate) lenient_alpn: bool,
     /// All but the certificate. Its session tickets and cache are shared by everything made from it.
     base: ServerConfig,
+    /// Where the same policy of the next configuration finds them.
+    _sessions: Option<Arc<Sessions>>,
 }
 
 impl Policy {
@@ -140,34 +146,57 @@ impl Policy {
             }),
         };
         let asks_clients = config.client_authentication.is_some();
+        let document = cx.document();
+        let members = config.matchers.iter().flat_map(ModuleMap::iter);
+        let conditions: Vec<(String, String)> = members
+            .map(|(name, node)| (name.to_owned(), document.canonical(node)))
+            .collect();
         let verifier = match config.client_authentication {
             Some(auth) => auth.provision(cx),
             None => Ok(None),
         };
         absent?;
         let (matchers, versions, verifier) = (matchers?, versions?, verifier?);
+        let (suites, groups, alpn, selection) = (suites?, groups?, alpn?, selection?);
+        let names = (&config.default_sni, &config.fallback_sni);
+        // A reload that changes none of this leaves the policy as it is.
+        let key = format!(
+            "{:?}",
+            (
+                conditions, &versions, &suites, &groups, &alpn, &selection, names
+            )
+        );
         let provider = Arc::new(CryptoProvider {
-            cipher_suites: suites?,
-            kx_groups: groups?,
+            cipher_suites: suites,
+            kx_groups: groups,
             ..provider()
         });
         let node = cx.node();
-        let mut base = server_config(provider, &versions, verifier, asks_clients)
-            .map_err(|error| cx.reject(node, error.to_string()))?;
-        base.alpn_protocols = alpn?;
+        let sessions = match asks_clients {
+            // A resumed session would bring the authentication of an earlier one along.
+            true => Ok(None),
+            false => Sessions::of(key).map(Some),
+        };
+        let made = sessions.and_then(|sessions| {
+            let base = server_config(provider, &versions, verifier, sessions.as_deref())?;
+            Ok((base, sessions))
+        });
+        let (mut base, sessions) = made.map_err(|error| cx.reject(node, error.to_string()))?;
+        base.alpn_protocols = alpn;
         let mut matchers: Vec<_> = matchers.into_iter().map(|(_, member)| member).collect();
         matchers.sort_by_key(|member| member.cost());
         let lower = |name: Option<String>| name.map(|name| name.to_lowercase().into());
         Ok(Self {
             matchers,
             preferences: Preferences {
-                selection: selection?,
+                selection,
                 default_sni: lower(config.default_sni),
                 fallback_sni: lower(config.fallback_sni),
             },
             drop: config.drop.unwrap_or(false),
             lenient_alpn,
             base,
+            _sessions: sessions,
         })
     }
 
@@ -201,7 +230,7 @@ fn server_config(
     provider: Arc<CryptoProvider>,
     versions: &[&'static SupportedProtocolVersion],
     verifier: Option<Arc<ClientVerifier>>,
-    asks_clients: bool,
+    sessions: Option<&Sessions>,
 ) -> Result<ServerConfig, rustls::Error> {
     let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(versions)?;
     let builder = match verifier {
@@ -210,14 +239,46 @@ fn server_config(
     };
     let mut config = builder.with_cert_resolver(Arc::new(NoCertificate));
     config.ignore_client_order = true;
-    if asks_clients {
-        // A resumed session would bring the authentication of an earlier one along.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-    } else {
-        config.ticketer = aws_lc_rs::Ticketer::new()?;
+    match sessions {
+        Some(sessions) => {
+            config.ticketer = sessions.tickets.clone();
+            config.session_storage = sessions.cache.clone();
+        }
+        None => {
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
     }
     Ok(config)
+}
+
+/// What sessions are resumed with.
+struct Sessions {
+    tickets: Arc<dyn ProducesTickets>,
+    cache: Arc<dyn StoresServerSessions>,
+}
+
+/// As many as the library keeps by itself. It is for clients of TLS 1.2 that know no tickets.
+const CACHED_SESSIONS: usize = 256;
+
+impl Sessions {
+    /// Those of this key, which configurations that have it at the same time share: a reload does not end the sessions of a
+    /// policy that it leaves as it is.
+    fn of(key: String) -> Result<Arc<Self>, rustls::Error> {
+        static TABLE: LazyLock<Mutex<HashMap<String, Weak<Sessions>>>> =
+            LazyLock::new(Mutex::default);
+        let mut table = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sessions) = table.get(&key).and_then(Weak::upgrade) {
+            return Ok(sessions);
+        }
+        table.retain(|_, sessions| sessions.strong_count() > 0);
+        let sessions = Arc::new(Self {
+            tickets: aws_lc_rs::Ticketer::new()?,
+            cache: ServerSessionMemoryCache::new(CACHED_SESSIONS),
+        });
+        table.insert(key, Arc::downgrade(&sessions));
+        Ok(sessions)
+    }
 }
 
 /// Stands where each connection puts the certificate that was chosen for it.

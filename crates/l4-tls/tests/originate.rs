@@ -1032,7 +1032,10 @@ fn faulty_settings_are_refused_with_what_would_be_right() {
         (files("one.pem", "none"), &["reading "]),
         (
             json!({"client_certificate_automate": "me.test"}),
-            &["managing client certificate", "apps.tls.certificates"],
+            &[
+                "managing client certificate",
+                "\"automate\" under apps.tls.certificates",
+            ],
         ),
         (
             json!({"insecure_skip_verify": 1}),

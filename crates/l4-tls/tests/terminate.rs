@@ -597,6 +597,22 @@ async fn sessions_are_resumed_unless_clients_authenticate() {
 }
 
 #[tokio::test]
+async fn l12_sessions_survive_a_reload_that_leaves_the_policy_as_it_is() {
+    let certificate = pair(&["a.test"]);
+    let policy = |alpn: &str| json!([{"match": {"sni": ["a.test"]}, "alpn": [alpn]}]);
+    for versions in [TLS12, TLS13] {
+        let client = only(versions);
+        let old = Server::tells(&[&certificate], policy("a"), "old {l4.tls.resumed}");
+        assert_eq!(old.told(&client, "a.test").await.unwrap(), "old false");
+        let same = Server::tells(&[&certificate], policy("a"), "same {l4.tls.resumed}");
+        drop(old);
+        assert_eq!(same.told(&client, "a.test").await.unwrap(), "same true");
+        let other = Server::tells(&[&certificate], policy("b"), "other {l4.tls.resumed}");
+        assert_eq!(other.told(&client, "a.test").await.unwrap(), "other false");
+    }
+}
+
+#[tokio::test]
 async fn l9_clients_authenticate_as_the_mode_says() {
     let certificate = pair(&["a.test"]);
     let (ours, foreign) = (Authority::new("Ours"), Authority::new("Foreign"));
