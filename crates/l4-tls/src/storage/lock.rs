@@ -39,7 +39,10 @@ impl FileLock {
             match attempt.await.map_err(io::Error::other)?? {
                 Attempt::Taken(file) => {
                     let heartbeat = tokio::spawn(heartbeat(file.path.clone(), file.created));
-                    return Ok(Self { file, heartbeat });
+                    return Ok(Self {
+                        _file: file,
+                        heartbeat,
+                    });
                 }
                 Attempt::Again => {}
                 Attempt::Held => tokio::time::sleep(POLL).await,
