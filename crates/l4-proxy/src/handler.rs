@@ -52,7 +52,12 @@ enum AttemptError {
     Preamble { peer: String, source: io::Error },
     // What the library said is all in the text: as a source it would be repeated.
     #[error("TLS with {peer}: {error}")]
-    Tls { peer: String, error: io::Error },
+    Tls {
+        peer: String,
+        error: io::Error,
+        /// What the client has sent may be why.
+        clients: bool,
+    },
 }
 
 /// An upstream that was connected to.
@@ -290,7 +295,7 @@ impl Proxy {
         match made {
             Ok(transport) => Ok((transport, place.connected())),
             Err(error) => {
-                if !error.is_contradiction() {
+                if error.is_of_the_peer() {
                     place.failed(upstream.passive);
                 }
                 Err(error)
@@ -360,9 +365,16 @@ impl Proxy {
                 None => wrapping.await,
             }
         };
-        wrapped.await.map_err(|error| AttemptError::Tls {
-            peer: target.to_string(),
-            error,
+        wrapped.await.map_err(|error| {
+            let disagree = matches!(
+                error.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+            );
+            AttemptError::Tls {
+                peer: target.to_string(),
+                clients: disagree && tls.depends_on(conn),
+                error,
+            }
         })
     }
 
@@ -386,9 +398,13 @@ impl Proxy {
 }
 
 impl AttemptError {
-    /// Whether nothing was tried that could say something about the peer.
-    fn is_contradiction(&self) -> bool {
-        matches!(self, Self::Dial(error) if error.is_contradiction())
+    /// Whether it says something about the peer. One client must not be able to take a peer away from all the others.
+    fn is_of_the_peer(&self) -> bool {
+        match self {
+            Self::Dial(error) => !error.is_contradiction(),
+            Self::Tls { clients, .. } => !clients,
+            _ => true,
+        }
     }
 }
 
