@@ -29,6 +29,14 @@ pub trait PeerTransport: Send + Sync {
         Ok(())
     }
 
+    /// Whether what `client` has sent decides what the peer is offered or asked for. A client can then bring about that
+    /// the two do not agree, so an error of [`wrap`](Self::wrap) of the kind `InvalidData` or `InvalidInput` says nothing
+    /// about the peer, and is not held against it.
+    fn depends_on(&self, client: &Connection) -> bool {
+        let _ = client;
+        false
+    }
+
     /// Wraps `transport`, which is connected to `peer` on behalf of `client`. Returns when bytes can be exchanged.
     ///
     /// Whoever calls it closes the connection if it takes too long; limits of the transport's own are its own to keep.

@@ -24,6 +24,6 @@ pub mod sockopt;
 pub mod udp;
 
 pub use dial::{DialError, DialOptions, Dialled, Target, connect};
-pub use limits::ConnectionLimit;
+pub use limits::{ConnectionLimit, Extra};
 pub use listener::ListenError;
 pub use pool::{BindError, ListenerPool, Listening, Staged};

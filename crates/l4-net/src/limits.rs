@@ -1,8 +1,8 @@
 //! How many connections there may be, and how many descriptors that takes.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Semaphore;
 use tracing::warn;
@@ -29,6 +29,8 @@ struct Shared {
     /// Two for a connection, one for a session.
     descriptors: Semaphore,
     sessions: AtomicUsize,
+    /// What connections take beyond their two.
+    extra: AtomicUsize,
     /// The limit was reached, this was logged, and there has not been much room since.
     reached: AtomicBool,
 }
@@ -40,6 +42,7 @@ impl ConnectionLimit {
         let shared = Shared {
             descriptors: Semaphore::new(2 * max),
             sessions: AtomicUsize::new(0),
+            extra: AtomicUsize::new(0),
             reached: AtomicBool::new(false),
         };
         Self {
@@ -48,10 +51,17 @@ impl ConnectionLimit {
         }
     }
 
-    /// As many as the descriptors of this process allow, after raising its own limit as far as it may: some are kept
-    /// back, and a proxied connection takes two.
+    /// That of the [process](Self::process), after raising the process's own limit of descriptors as far as it may.
     pub fn from_system() -> Self {
-        Self::new(connections_for(raise_descriptor_limit()))
+        raise_descriptor_limit();
+        Self::process().clone()
+    }
+
+    /// As many as the descriptors of this process allow when it is first asked for: some are kept back, and a proxied
+    /// connection takes two. There is one, so that what no listener counts can be counted, too.
+    pub fn process() -> &'static Self {
+        static PROCESS: OnceLock<ConnectionLimit> = OnceLock::new();
+        PROCESS.get_or_init(|| Self::new(connections_for(descriptors())))
     }
 
     /// The limit.
@@ -62,12 +72,26 @@ impl ConnectionLimit {
     /// How many connections there are.
     pub fn in_use(&self) -> usize {
         let taken = 2 * self.max - self.shared.descriptors.available_permits();
-        taken.saturating_sub(self.sessions()) / 2
+        let extra = self.shared.extra.load(Ordering::Relaxed);
+        taken.saturating_sub(self.sessions() + extra) / 2
     }
 
     /// How many datagram sessions there are, on all sockets.
     pub fn sessions(&self) -> usize {
         self.shared.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Room for `descriptors` that a connection takes beyond its two, such as those of a second upstream, if there is any
+    /// now. They count as long as what is returned lives.
+    pub fn extra(&self, descriptors: u32) -> Option<Extra> {
+        let permit = self.shared.descriptors.try_acquire_many(descriptors).ok()?;
+        permit.forget();
+        let descriptors = descriptors as usize;
+        self.shared.extra.fetch_add(descriptors, Ordering::Relaxed);
+        Some(Extra {
+            shared: self.shared.clone(),
+            descriptors,
+        })
     }
 
     /// Waits until there is room for one more. Cancel safe.
@@ -132,6 +156,25 @@ impl Drop for SessionPermit {
     }
 }
 
+/// The right to descriptors beyond those of a connection, until dropped.
+#[derive(Debug)]
+#[must_use = "dropping it gives the descriptors back"]
+pub struct Extra {
+    shared: Arc<Shared>,
+    descriptors: usize,
+}
+
+impl Drop for Extra {
+    fn drop(&mut self) {
+        let Self {
+            shared,
+            descriptors,
+        } = self;
+        shared.extra.fetch_sub(*descriptors, Ordering::Relaxed);
+        shared.descriptors.add_permits(*descriptors);
+    }
+}
+
 /// How many connections fit into `descriptors`.
 fn connections_for(descriptors: usize) -> usize {
     // A small limit is not eaten up by the reserve.
@@ -147,14 +190,19 @@ pub fn raise_descriptor_limit() -> usize {
             limit.rlim_cur = limit.rlim_max;
             set_descriptor_limit(&limit)?;
         }
-        Ok(limit.rlim_cur)
+        Ok(())
     });
-    let limit = raised.or_else(|error| {
+    if let Err(error) = raised {
         warn!(%error, "the limit of open files stays as it is");
-        descriptor_limit().map(|limit| limit.rlim_cur)
-    });
+    }
+    descriptors()
+}
+
+/// How many descriptors this process may have.
+fn descriptors() -> usize {
     // Without an answer, what every Linux system grants at least.
-    usize::try_from(limit.unwrap_or(1024)).unwrap_or(usize::MAX)
+    let limit = descriptor_limit().map_or(1024, |limit| limit.rlim_cur);
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 #[allow(unsafe_code)]
@@ -218,6 +266,22 @@ mod tests {
         assert_eq!(limit.in_use(), 2);
         drop((second, third));
         assert_eq!(limit.in_use(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_connection_takes_beyond_its_two_is_room_for_no_other() {
+        let limit = ConnectionLimit::new(2);
+        let first = limit.acquire().await;
+        let extra = limit.extra(1).unwrap();
+        assert_eq!(limit.in_use(), 1);
+        assert!(limit.extra(2).is_none());
+        let wait = Duration::from_secs(1);
+        assert!(tokio::time::timeout(wait, limit.acquire()).await.is_err());
+        drop(extra);
+        let second = tokio::time::timeout(wait, limit.acquire()).await.unwrap();
+        assert_eq!(limit.in_use(), 2);
+        drop((first, second));
+        assert_eq!(limit.shared.descriptors.available_permits(), 4);
     }
 
     #[tokio::test(start_paused = true)]

@@ -153,7 +153,8 @@ impl Endpoint {
         matches!(self, Self::Ip { address, .. } if address.port() == 0)
     }
 
-    /// Opens the socket, which begins to queue connections at once. `address` is what the endpoint was made of.
+    /// Opens the socket, which begins to queue connections at once; a TCP socket that others may share does when
+    /// [`Bound::listen`] is called. `address` is what the endpoint was made of.
     pub(crate) fn open(
         &self,
         address: &Address,
@@ -184,7 +185,8 @@ impl Endpoint {
 /// Whether others may have a socket for the same port and an address that overlaps, such as `0.0.0.0` and `127.0.0.1`.
 ///
 /// The kernel lets sockets of one user share a port if all of them have `SO_REUSEPORT`, and then gives each a part of the
-/// connections: that is how a process takes over from another without losing any. So that nobody does so unawares, a socket
+/// connections: that is how a process takes over from another and loses hardly any (one whose handshake is not complete when
+/// the first closes is reset, unless `net.ipv4.tcp_migrate_req` is set). So that nobody does so unawares, a socket
 /// is bound without it first, and only given it then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sharing {
@@ -201,6 +203,18 @@ pub(crate) struct Bound {
     pub(crate) actual: Addr,
     /// The local address of all its connections, if there can be only one.
     pub(crate) local: Option<Addr>,
+}
+
+impl Bound {
+    /// Begins to queue connections at a TCP socket that others may share. From now on it gets a part of theirs.
+    pub(crate) fn listen(&self) -> Result<(), ListenError> {
+        self.socket
+            .listen(BACKLOG)
+            .map_err(|error| match self.actual.socket() {
+                Some(address) => ip_error(error, address, false, first_free_port()),
+                None => doing("listening")(error),
+            })
+    }
 }
 
 /// What arrives at a socket.
@@ -386,7 +400,7 @@ fn open_ip(
     if address.port() != 0 {
         not_fatal("SO_REUSEPORT", address, socket.set_reuse_port(true));
     }
-    if !datagrams {
+    if !datagrams && sharing == Sharing::Not {
         socket.listen(BACKLOG).map_err(failed)?;
     }
     let actual = socket

@@ -28,7 +28,7 @@ use tracing::{debug, error, warn};
 use crate::accept::StreamListener;
 use crate::dial::{Resolve, SystemResolver};
 use crate::limits::ConnectionLimit;
-use crate::listener::{Carries, Endpoint, ListenError, Sharing, SocketFile, mode};
+use crate::listener::{Bound, Carries, Endpoint, ListenError, Sharing, SocketFile, mode};
 use crate::udp::{DatagramListener, Limits, Opening, Phase};
 
 /// The listening sockets of the process. There is one; clones are the same.
@@ -114,43 +114,44 @@ impl ListenerPool {
         };
         let running = self.shared.state().running();
         let mut errors = Vec::new();
-        for (i, (key, listen)) in wanted.into_iter().enumerate() {
-            let plan = self.shared.plan(&running, &key, &listen.address);
-            let plan = match plan {
-                Err(ListenError::InUse { address, .. }) => {
-                    let (at, limit) = (&listen.address, &self.shared.limit);
-                    let opened = Opened::open(&key, at, limit, Sharing::Allowed);
-                    if opened.is_ok() && !staged.overlaps(&address) {
-                        warn!(
-                            %address,
-                            "another process of this user listens here, too: the kernel splits connections between both"
-                        );
-                    }
-                    opened.map(|opened| How::Opened(Box::new(opened)))
-                }
-                plan => plan,
-            };
-            match plan {
-                Ok(how) => staged.planned.push(Planned {
-                    configured: listen.address.clone(),
-                    server: listen.server.clone(),
-                    how,
-                }),
-                Err(reason) if errors.len() < OWNERS => {
-                    errors.push(BindError::new(listen, reason.with_owner()));
-                }
-                Err(reason) => errors.push(BindError::new(listen, reason)),
+        let mut taken = Vec::new();
+        for (i, (key, listen)) in wanted.iter().enumerate() {
+            match self.shared.plan(&running, key, &listen.address) {
+                Ok(how) => staged.add(i, listen, how),
+                Err(ListenError::InUse { address, .. }) => taken.push((i, address)),
+                Err(reason) => errors.push((i, reason)),
             }
             if i % 64 == 63 {
                 // A range may have thousands of ports.
                 tokio::task::yield_now().await;
             }
         }
+        staged.share(&wanted, &taken, &mut errors);
         if errors.is_empty() {
-            Ok(staged)
-        } else {
-            Err(errors)
+            staged
+                .planned
+                .sort_unstable_by_key(|planned| planned.position);
+            for (i, address) in taken {
+                if !staged.overlaps(&address, i) {
+                    warn!(
+                        %address,
+                        "another process of this user listens here, too: the kernel splits connections between both"
+                    );
+                }
+            }
+            return Ok(staged);
         }
+        // At once: who connects to what was opened is not served.
+        drop(staged);
+        errors.sort_unstable_by_key(|(i, _)| *i);
+        let errors = errors.into_iter().enumerate().map(|(n, (i, reason))| {
+            let reason = match n < OWNERS {
+                true => reason.with_owner(),
+                false => reason,
+            };
+            BindError::new(wanted[i].1, reason)
+        });
+        Err(errors.collect())
     }
 
     /// What is listened on now, in the order of the configuration.
@@ -205,6 +206,7 @@ impl Staged {
             configured,
             server,
             how,
+            position: _,
         } in self.planned.drain(..)
         {
             let listener = match how {
@@ -243,9 +245,72 @@ impl Staged {
 }
 
 impl Staged {
-    /// Whether this process has a socket, running, leaving or just opened, whose address takes in `wanted` or is taken in
-    /// by it.
-    fn overlaps(&self, wanted: &Addr) -> bool {
+    fn add(&mut self, position: usize, listen: &Listen, how: How) {
+        self.planned.push(Planned {
+            position,
+            configured: listen.address.clone(),
+            server: listen.server.clone(),
+            how,
+        });
+    }
+
+    /// Opens, beside others, the addresses that are `taken`. As soon as such a socket is open the kernel gives it a part
+    /// of what arrives, and closing it again resets those connections, so this comes last: nothing is given to any while
+    /// there may still be errors.
+    fn share(
+        &mut self,
+        wanted: &[(Key, &Listen)],
+        taken: &[(usize, Addr)],
+        errors: &mut Vec<(usize, ListenError)>,
+    ) {
+        let limit = self.shared.limit.clone();
+        let (mut streams, mut datagrams) = (Vec::new(), Vec::new());
+        for (i, address) in taken {
+            let (key, listen) = &wanted[*i];
+            match &key.endpoint {
+                Endpoint::Ip {
+                    datagrams: true, ..
+                } => datagrams.push((*i, address)),
+                // Gets nothing before it listens.
+                Endpoint::Ip { .. } => match key.endpoint.open(&listen.address, Sharing::Allowed) {
+                    Ok((_, bound)) => streams.push((*i, bound)),
+                    Err(reason) => errors.push((*i, reason)),
+                },
+                _ => errors.push((*i, in_use(address))),
+            }
+        }
+        for (i, address) in datagrams {
+            let (key, listen) = &wanted[i];
+            if !errors.is_empty() {
+                // To find out whether it can be shared is to take datagrams away.
+                if !self.overlaps(address, i) {
+                    errors.push((i, in_use(address)));
+                }
+                continue;
+            }
+            match Opened::open(key, &listen.address, &limit, Sharing::Allowed) {
+                Ok(opened) => self.add(i, listen, How::Opened(Box::new(opened))),
+                Err(reason) => errors.push((i, reason)),
+            }
+        }
+        if !errors.is_empty() {
+            return;
+        }
+        for (i, bound) in streams {
+            let (key, listen) = &wanted[i];
+            let opened = bound
+                .listen()
+                .and_then(|()| Opened::new(key, None, bound, &limit));
+            match opened {
+                Ok(opened) => self.add(i, listen, How::Opened(Box::new(opened))),
+                Err(reason) => errors.push((i, reason)),
+            }
+        }
+    }
+
+    /// Whether this process has a socket, running, leaving or just opened for an address before `position`, whose address
+    /// takes in `wanted` or is taken in by it.
+    fn overlaps(&self, wanted: &Addr, position: usize) -> bool {
         let overlap = |ours: &Addr| {
             let (Some(a), Some(b)) = (ours.socket(), wanted.socket()) else {
                 return false;
@@ -254,7 +319,7 @@ impl Staged {
             ours.network() == wanted.network() && a.port() == b.port() && meet
         };
         let opened = self.planned.iter().any(|planned| match &planned.how {
-            How::Opened(opened) => overlap(&opened.actual),
+            How::Opened(opened) => planned.position < position && overlap(&opened.actual),
             How::Kept(_) | How::Revived(_) => false,
         });
         let state = self.shared.state();
@@ -364,6 +429,8 @@ enum Task {
 }
 
 struct Planned {
+    /// Among the addresses of the configuration.
+    position: usize,
     configured: Address,
     server: Arc<Server>,
     how: How,
@@ -598,6 +665,15 @@ impl Opened {
         sharing: Sharing,
     ) -> Result<Self, ListenError> {
         let (file, bound) = key.endpoint.open(address, sharing)?;
+        Self::new(key, file, bound, limit)
+    }
+
+    fn new(
+        key: &Key,
+        file: Option<SocketFile>,
+        bound: Bound,
+        limit: &ConnectionLimit,
+    ) -> Result<Self, ListenError> {
         let slot = Arc::default();
         let actual = bound.actual.clone();
         let prepared = match bound.carries {
@@ -775,6 +851,13 @@ fn datagram_limits(connections: &ConnectionLimit) -> Limits {
     Limits {
         process: Some(connections.clone()),
         ..Limits::default()
+    }
+}
+
+fn in_use(address: &Addr) -> ListenError {
+    ListenError::InUse {
+        address: address.clone(),
+        owner: None,
     }
 }
 

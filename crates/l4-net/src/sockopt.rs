@@ -1,7 +1,7 @@
 //! The socket options that streams are given.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -47,6 +47,21 @@ pub(crate) fn set_stream_options(socket: &impl AsFd) -> io::Result<()> {
 pub fn set_keepalive(socket: &impl AsFd) -> io::Result<()> {
     // Sets SO_KEEPALIVE as well.
     SockRef::from(socket).set_tcp_keepalive(&Probing::of_kernel().changes())
+}
+
+/// How many bytes, the end of the stream counting as one, the peer's kernel has not acknowledged yet (SIOCOUTQ in tcp(7)).
+///
+/// # Errors
+/// The socket is gone already.
+#[allow(unsafe_code)]
+pub(crate) fn unacknowledged(stream: &TcpStream) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is open as long as `stream` is borrowed; the pointer is to a live value of the type that this
+    // request writes.
+    match unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) } {
+        0 => Ok(usize::try_from(bytes).unwrap_or(0)),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Registers a non-blocking socket with the runtime of the calling task.

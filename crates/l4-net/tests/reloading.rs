@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
 
-use support::{app, greeting, line, listening, load, messages, port, refusal, soon};
+use support::{app, greeting, line, listening, load, messages, pool, port, refusal, soon};
 
 /// A TCP address that nobody uses.
 fn free_address() -> String {
@@ -205,6 +205,36 @@ async fn a_load_that_fails_changes_nothing_and_tells_everything() {
     let after: Vec<_> = pool.addresses().into_iter().map(|a| a.actual).collect();
     assert_eq!(before, after);
     assert!(greeting(&kept).await.starts_with("one "));
+}
+
+#[tokio::test]
+async fn a_load_that_fails_takes_no_connection_from_who_listens_on_the_same_address() {
+    // Another pool is to the kernel what another process of the same user is.
+    let first = free_address();
+    let (running, _) = listening(&[&first]).await;
+    let wide = first.replace("127.0.0.1", "");
+    let failing = pool();
+    let missing: Vec<String> = (0..2000).map(|i| format!("fd/{}", 900_000 + i)).collect();
+    let mut listen = vec![&*first, &*wide];
+    listen.extend(missing.iter().map(String::as_str));
+    let servers = [("two", &*listen)];
+    let connecting = async {
+        let mut clients = Vec::new();
+        for _ in 0..20 {
+            // The kernel completes it whether or not anybody accepts.
+            let client = std::net::TcpStream::connect(&first).unwrap();
+            client.set_nonblocking(true).unwrap();
+            clients.push(TcpStream::from_std(client).unwrap());
+            tokio::task::yield_now().await;
+        }
+        clients
+    };
+    let (errors, clients) = tokio::join!(refusal(&failing, &servers), connecting);
+    assert_eq!(errors.len(), missing.len(), "only what cannot be had");
+    for client in clients {
+        assert!(line(client).await.starts_with("one "));
+    }
+    drop(running);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use l4_core::conn::TlsInfo;
-use l4_core::{Connection, Io, Transport};
+use l4_core::{Connection, Transport};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tracing::warn;
 
@@ -38,12 +38,10 @@ impl FirstAnswer {
         if !is_h2 || below.is_datagram() || self.warned.load(Ordering::Relaxed) {
             return below;
         }
-        let watched = Watched {
+        below.stack(|below| Watched {
             below,
             seen: Some((self.clone(), 0)),
-        };
-        // Bytes were counted at the socket below.
-        Transport::new(Io::Layer(Box::new(watched)), None)
+        })
     }
 
     fn warn(&self) {
@@ -119,6 +117,7 @@ impl AsyncWrite for Watched {
 
 #[cfg(test)]
 mod tests {
+    use l4_core::Io;
     use l4_testkit::connection;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -166,6 +165,26 @@ mod tests {
                 "{protocol:?} {answer:?}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn an_upstream_reset_reaches_a_client_of_http_2_as_such() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
+        let ours = socket.await.unwrap();
+        let (mut client, _) = listener.accept().await.unwrap();
+        let record = connection(1).0.record().clone();
+        let mut conn = Connection::new(Io::Tcp(ours), record, None);
+        conn.set_extension(TlsInfo {
+            protocol: b"h2"[..].into(),
+            ..TlsInfo::default()
+        });
+        let watched = Arc::new(FirstAnswer::new("a:1".into())).watch(conn);
+        assert!(matches!(watched.io(), Io::Layer(_)));
+        watched.reset_on_close();
+        drop(watched);
+        let error = client.read(&mut [0; 16]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[tokio::test]

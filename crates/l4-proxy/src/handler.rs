@@ -11,6 +11,7 @@ use l4_core::{EndReason, Error, Io, Phase, Side, Transport};
 use l4_net::dial::{DialError, DialOptions, Target, connect};
 use l4_net::relay::{Limits, Relayed, relay};
 use l4_net::sockopt;
+use l4_net::{ConnectionLimit, Extra};
 use thiserror::Error as ThisError;
 use tokio::io::Interest;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,8 @@ const DEFAULT_TRY_INTERVAL: Duration = Duration::from_millis(250);
 enum AttemptError {
     #[error("no upstreams available")]
     NoneAvailable,
+    #[error("the connection limit leaves no room for all addresses of the upstream")]
+    NoRoom,
     #[error(transparent)]
     Address(#[from] AddressRefused),
     #[error(transparent)]
@@ -52,7 +55,12 @@ enum AttemptError {
     Preamble { peer: String, source: io::Error },
     // What the library said is all in the text: as a source it would be repeated.
     #[error("TLS with {peer}: {error}")]
-    Tls { peer: String, error: io::Error },
+    Tls {
+        peer: String,
+        error: io::Error,
+        /// What the client has sent may be why.
+        clients: bool,
+    },
 }
 
 /// An upstream that was connected to.
@@ -66,6 +74,8 @@ struct Connected {
 struct Peers {
     transports: Vec<Transport>,
     reserved: Vec<Reserved>,
+    /// A connection counts as two descriptors, which is one peer.
+    extra: Option<Extra>,
 }
 
 impl HandlerModule for Proxy {
@@ -130,6 +140,7 @@ impl AsyncHandler for Proxy {
         let Peers {
             transports,
             mut reserved,
+            extra,
         } = peers;
         let record = conn.record().clone();
         record.set_upstream(self.upstreams[upstream].label().clone());
@@ -142,7 +153,7 @@ impl AsyncHandler for Proxy {
         } else {
             Box::pin(relay_until(down, client, transports, self.limits)).await
         };
-        drop(reserved);
+        drop((reserved, extra));
         let Some(relayed) = relayed else {
             record.end(EndReason::UpstreamDown);
             return Ok(Flow::Done);
@@ -235,6 +246,10 @@ impl Proxy {
             places.push(place);
         }
         let mut peers = Peers::default();
+        if let Ok(more @ 1..) = u32::try_from(places.len().saturating_sub(1)) {
+            let extra = ConnectionLimit::process().extra(more);
+            peers.extra = Some(extra.ok_or(AttemptError::NoRoom)?);
+        }
         for place in places {
             peers.add(self.dial(place, upstream, conn, started).await?);
         }
@@ -290,7 +305,7 @@ impl Proxy {
         match made {
             Ok(transport) => Ok((transport, place.connected())),
             Err(error) => {
-                if !error.is_contradiction() {
+                if error.is_of_the_peer() {
                     place.failed(upstream.passive);
                 }
                 Err(error)
@@ -360,9 +375,16 @@ impl Proxy {
                 None => wrapping.await,
             }
         };
-        wrapped.await.map_err(|error| AttemptError::Tls {
-            peer: target.to_string(),
-            error,
+        wrapped.await.map_err(|error| {
+            let disagree = matches!(
+                error.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+            );
+            AttemptError::Tls {
+                peer: target.to_string(),
+                clients: disagree && tls.depends_on(conn),
+                error,
+            }
         })
     }
 
@@ -386,9 +408,13 @@ impl Proxy {
 }
 
 impl AttemptError {
-    /// Whether nothing was tried that could say something about the peer.
-    fn is_contradiction(&self) -> bool {
-        matches!(self, Self::Dial(error) if error.is_contradiction())
+    /// Whether it says something about the peer. One client must not be able to take a peer away from all the others.
+    fn is_of_the_peer(&self) -> bool {
+        match self {
+            Self::Dial(error) => !error.is_contradiction(),
+            Self::Tls { clients, .. } => !clients,
+            _ => true,
+        }
     }
 }
 
@@ -481,7 +507,9 @@ async fn relay_until(
 
 fn give_up(error: AttemptError) -> Error {
     let (side, reason) = match error {
-        AttemptError::NoneAvailable => (Side::Upstream, EndReason::NoUpstream),
+        AttemptError::NoneAvailable | AttemptError::NoRoom => {
+            (Side::Upstream, EndReason::NoUpstream)
+        }
         AttemptError::Address(_) => (Side::Client, EndReason::DialFailed),
         AttemptError::Dial(_) | AttemptError::Tls { .. } | AttemptError::Preamble { .. } => {
             (Side::Upstream, EndReason::DialFailed)

@@ -229,6 +229,12 @@ impl PeerTransport for OriginateTls {
         })
     }
 
+    fn depends_on(&self, client: &Connection) -> bool {
+        let name = self.server_name.as_ref();
+        client.extension::<Offered>().is_some()
+            || name.is_some_and(|name| name.constant().is_none())
+    }
+
     fn wrap<'a>(
         &'a self,
         transport: Transport,
@@ -253,7 +259,10 @@ impl PeerTransport for OriginateTls {
                 (None, Identity::Fixed(identity)) => Some(identity.clone()),
                 (None, _) => None,
             };
-            let config = self.config(client, identity).map_err(io::Error::other)?;
+            // Versions, suites and groups that do not go together: what the client offered is why.
+            let config = self
+                .config(client, identity)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
             let connector = TlsConnector::from(Arc::new(config));
             let mut agreed = None;
             // Bytes are counted at the client's socket.
@@ -280,10 +289,14 @@ impl PeerTransport for OriginateTls {
                 None => handshake.await,
             };
             if let Some(named) = named.filter(|named| named.missed.load(Ordering::Relaxed)) {
-                return Err(io::Error::other(format!(
-                    "no client certificate found for automate name: {}",
-                    named.name
-                )));
+                // Which authorities the upstream accepts may depend on the name it was asked for.
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!(
+                        "no client certificate found for automate name: {}",
+                        named.name
+                    ),
+                ));
             }
             let wrapped = wrapped.map_err(explained)?;
             if let Some((version, protocol)) = agreed {

@@ -875,6 +875,71 @@ async fn a_failed_handshake_is_a_failure_of_the_peer_and_another_upstream_is_tri
     );
 }
 
+/// Has one client handshake with `server` and fail behind it; how that ended.
+async fn refused(
+    server: &Server,
+    config: &Arc<ClientConfig>,
+    name: &'static str,
+) -> Option<EndReason> {
+    let (client, record) = server.raw();
+    let mut stream = handshake(config, name, client).await;
+    let _ = stream.write_all(b"x").await;
+    let _ = stream.read_to_end(&mut Vec::new()).await;
+    record.end_reason()
+}
+
+#[tokio::test]
+async fn a_client_whose_offer_or_name_is_refused_does_not_take_the_upstream_from_others() {
+    let ours = Authority::new("Ours");
+    let front = self_signed(params(&["*.test"]));
+    let pair = ours.server(&["front.test"]);
+    let setup = || UpstreamSetup {
+        versions: TLS13,
+        ..UpstreamSetup::new(&pair)
+    };
+    let old = ClientSetup {
+        versions: TLS12,
+        ..ClientSetup::default()
+    };
+    let old = old.build();
+    for (server_name, bad, asks_for) in [
+        ("front.test", &old, "front.test"),
+        ("{l4.tls.server_name}", &client(&[]), "other.test"),
+    ] {
+        let upstream = setup().start().await;
+        let tls = json!({"ca": ours.pool(), "server_name": server_name});
+        let mut proxy = proxy(upstream.address, tls);
+        proxy["health_checks"] = json!({"passive": {"fail_duration": "1m"}});
+        let server = Server::new(&[&front], json!([{"handler": "tls"}, proxy]));
+        assert_eq!(
+            refused(&server, bad, asks_for).await,
+            Some(EndReason::DialFailed)
+        );
+        assert_eq!(server.ask_by_tls(&client(&[])).await, b"x", "{server_name}");
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_breaks_handshakes_off_is_out_whatever_the_client_offered() {
+    let front = self_signed(params(&["front.test"]));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut proxy = proxy(listener.local_addr().unwrap(), json!({}));
+    proxy["upstreams"][0]["tls"]["insecure_skip_verify"] = true.into();
+    proxy["health_checks"] = json!({"passive": {"fail_duration": "1m"}});
+    let server = Server::new(&[&front], json!([{"handler": "tls"}, proxy]));
+    tokio::spawn(async move {
+        loop {
+            drop(listener.accept().await.unwrap());
+        }
+    });
+    for reason in [EndReason::DialFailed, EndReason::NoUpstream] {
+        assert_eq!(
+            refused(&server, &client(&[]), "front.test").await,
+            Some(reason)
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_client_reset_does_not_look_like_a_good_end_to_the_upstream() {
     let pair = self_signed(params(&["up.test"]));

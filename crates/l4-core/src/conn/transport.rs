@@ -154,10 +154,23 @@ impl Transport {
         Fut: Future<Output = io::Result<L>>,
     {
         let reset = self.shared_reset();
-        let layer = Box::new(wrap(self).await?);
-        let mut above = Self::new(Io::Layer(layer), None);
+        let layer = wrap(self).await?;
+        Ok(Self::above(layer, reset))
+    }
+
+    /// As [`layer`](Self::layer), of what needs no exchange with the peer to begin.
+    #[must_use]
+    pub fn stack<L: Layer + 'static>(mut self, wrap: impl FnOnce(Self) -> L) -> Self {
+        let reset = self.shared_reset();
+        Self::above(wrap(self), reset)
+    }
+
+    /// What is above `layer`; who owns the socket below it shares `reset`.
+    fn above(layer: impl Layer + 'static, reset: Arc<AtomicBool>) -> Self {
+        // Bytes are counted at the socket below.
+        let mut above = Self::new(Io::Layer(Box::new(layer)), None);
         above.reset = Some(reset);
-        Ok(above)
+        above
     }
 
     /// Makes closing the transport reset the TCP connection below, through everything that is stacked on it, so that

@@ -30,6 +30,7 @@ use tokio::io::AsyncWrite as _;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::keepalive::KeepAlive;
+use crate::sockopt;
 use gear::{Engine, Gear, Policy};
 use scratch::{Stash, with_scratch};
 
@@ -38,7 +39,9 @@ use scratch::{Stash, with_scratch};
 pub struct Limits {
     /// Nothing has moved in either direction for this long.
     pub idle: Option<Duration>,
-    /// The upstream has ended its stream, and the client has neither sent nor ended for this long.
+    /// The upstream has ended its stream, and the client has neither sent nor ended for this long. The end is seen once
+    /// the client has taken what was kept for it: one that does not read is not cut off from the rest of its answer, and
+    /// only [`idle`](Self::idle) ends it.
     pub half_closed: Option<Duration>,
 }
 
@@ -511,7 +514,9 @@ impl Relay {
         match reason {
             EndReason::ClientReset | EndReason::ClientError => {
                 for peer in &self.peers {
-                    peer.transport.reset_on_close();
+                    if !(self.client_done && peer.is_taking_the_last()) {
+                        peer.transport.reset_on_close();
+                    }
                 }
             }
             EndReason::UpstreamReset | EndReason::UpstreamError => {
@@ -596,6 +601,20 @@ impl Peer {
         if Pin::new(&mut self.transport).poll_shutdown(cx).is_ready() {
             self.write_done = true;
         }
+    }
+
+    /// Whether it was given all that the client sent and the end of it, and has yet to take some of that from the kernel,
+    /// as far as can be seen. A reset would destroy a complete upload because its sender did not wait for the answer.
+    fn is_taking_the_last(&self) -> bool {
+        // The end alone, which counts as a byte, may be lost.
+        let end = usize::from(!self.read_done);
+        self.write_done
+            && match self.transport.io() {
+                // What was taken stays readable behind a reset.
+                Io::Tcp(socket) => sockopt::unacknowledged(socket).is_ok_and(|left| left > end),
+                // The socket is out of sight.
+                _ => true,
+            }
     }
 
     /// Notes an error of this peer. Its answer may still be waiting in the socket, so reading goes on until that ends.

@@ -467,6 +467,72 @@ async fn a_reset_is_passed_on_through_layers_both_ways() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_complete_upload_arrives_although_its_sender_did_not_wait_for_the_answer() {
+    for layered in [false, true] {
+        let (mut client, ours) = connected().await;
+        let (theirs, mut server) = connected_tcp().await;
+        let upstream = socket2::SockRef::from(&theirs).try_clone().unwrap();
+        // More than the upstream's kernel takes, less than ours.
+        let upload = pattern(3, 150_000);
+        upstream.set_send_buffer_size(4 << 20).unwrap();
+        socket2::SockRef::from(&server)
+            .set_recv_buffer_size(4096)
+            .unwrap();
+        let peer = Transport::new(Io::Tcp(theirs), None);
+        let peer = match layered {
+            true => peer.stack(|below| below),
+            false => peer,
+        };
+        let relaying = tokio::spawn(relay(
+            Transport::new(Io::Tcp(ours), None),
+            [peer],
+            NO_LIMITS,
+        ));
+        client.write_all(&upload).await.unwrap();
+        drop(client);
+        // Until the end was passed on, and nothing more can be sent.
+        while upstream.send(&[]).is_ok() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        drop(upstream);
+        // Nobody is there to take it.
+        server.write_all(b"!").await.unwrap();
+        assert_eq!(relaying.await.unwrap().reason, EndReason::ClientReset);
+        socket2::SockRef::from(&server)
+            .set_recv_buffer_size(1 << 20)
+            .unwrap();
+        let mut got = Vec::new();
+        server.read_to_end(&mut got).await.unwrap();
+        assert!(got == upload, "{} of {}", got.len(), upload.len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_keeps_the_rest_of_its_answer_until_the_idle_limit() {
+    for (idle, reason) in [
+        (None, EndReason::Completed),
+        (Some(Duration::from_secs(600)), EndReason::IdleTimeout),
+    ] {
+        let limits = Limits {
+            idle,
+            half_closed: Some(Duration::from_secs(60)),
+        };
+        let (ours, mut client) = tokio::io::duplex(64);
+        let (theirs, mut server) = tokio::io::duplex(1024);
+        server.write_all(&[7; 500]).await.unwrap();
+        drop(server);
+        let relaying = tokio::spawn(relay(layer(ours).0, [layer(theirs).0], limits));
+        sleep(Duration::from_secs(3600)).await;
+        assert_eq!(relaying.is_finished(), idle.is_some());
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer.len(), if idle.is_some() { 64 } else { 500 });
+        drop(client);
+        assert_eq!(relaying.await.unwrap().reason, reason);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_breaks_after_its_end_is_noticed_while_the_upstream_is_silent() {
     let (mut client, mut server, relaying, _) = tcp_pair().await;
     client.write_all(b"question").await.unwrap();

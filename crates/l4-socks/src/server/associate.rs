@@ -12,6 +12,7 @@ use std::time::Duration;
 use l4_core::conn::Received;
 use l4_core::{Connection, EndReason, Record};
 use l4_net::dial::resolve;
+use l4_net::{ConnectionLimit, Extra};
 use socket2::{Domain, Socket, Type};
 use socks5_proto::Address;
 use tokio::net::UdpSocket;
@@ -35,6 +36,8 @@ pub(super) struct Association {
     lookups: JoinSet<(Name, Vec<SocketAddr>)>,
     lookup_limit: Option<Duration>,
     moved: Instant,
+    /// Its connection counts as two descriptors; with both sockets there are three.
+    _extra: Extra,
 }
 
 /// A target that has to be looked up, and its port.
@@ -78,6 +81,9 @@ impl Association {
         expected: &Address,
         lookup_limit: Option<Duration>,
     ) -> io::Result<Self> {
+        let extra = ConnectionLimit::process().extra(1).ok_or_else(|| {
+            io::Error::other("the connection limit leaves no room for an association")
+        })?;
         let this = Self {
             inside: UdpSocket::bind(at).await?,
             outside: Outside::bind()?,
@@ -88,6 +94,7 @@ impl Association {
             lookups: JoinSet::new(),
             lookup_limit,
             moved: Instant::now(),
+            _extra: extra,
         };
         // A socket is known to have room only once the runtime has been told so.
         this.inside.writable().await?;
