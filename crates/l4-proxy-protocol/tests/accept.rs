@@ -240,6 +240,7 @@ async fn a_pause_in_the_signature_does_not_get_a_header_past_reject() {
         client.read_exact(&mut before).await.unwrap();
         assert_eq!(before, header[..cut], "given out after the timeout");
         client.write_all(&header[cut..]).await.unwrap();
+        let _ = client.shutdown().await;
         let mut rest = Vec::new();
         let _ = client.read_to_end(&mut rest).await;
         assert_eq!(rest, b"", "closed, and nothing more of it was passed on");
