@@ -148,11 +148,12 @@ fn a_peer_that_cannot_be_answered_harms_nobody() {
     let conncept = Conncept::serving(&config(
         json!({"a": responder(&format!("udp/{ip}:53"), "here")}),
     ));
-    for _ in 0..50 {
-        let gone = datagrams((ip, 53));
+    // All at once, so that no two of them get the same port.
+    let leaving: Vec<_> = (0..50).map(|_| datagrams((ip, 53))).collect();
+    let peer = datagrams((ip, 53));
+    for gone in leaving {
         gone.send(b"x").unwrap();
     }
-    let peer = datagrams((ip, 53));
     peer.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(exchange(&peer, b"x"), "here");
     eventually("all sessions have ended", || conncept.records().len() == 51);
