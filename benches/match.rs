@@ -278,6 +278,12 @@ const MATCHERS: &[(&str, Case, Case)] = &[
         ),
     ),
     (
+        "http tls",
+        // The clients of these rows came without TLS.
+        (r#"{"http": [{"not": [{"tls": {}}]}]}"#, REQUEST),
+        (r#"{"http": [{"tls": {}}]}"#, REQUEST),
+    ),
+    (
         "http not",
         (r#"{"http": [{"not": [{"method": ["POST"]}]}]}"#, REQUEST),
         (r#"{"http": [{"not": [{"method": ["GET"]}]}]}"#, REQUEST),
