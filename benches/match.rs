@@ -6,17 +6,19 @@
 //!
 //! Measured is the processor time of the thread, because other programs run on the machines that this is measured on.
 
+mod processor_time;
+
 use std::fmt::Write as _;
 use std::hint::black_box;
 use std::path::Path;
 use std::time::Duration;
 
-use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, criterion_group, criterion_main};
 use l4_core::route::Routed;
 use l4_core::{Connection, Registry};
 use l4_testkit::{Router, received};
-use rustix::time::{ClockId, clock_gettime};
+
+use processor_time::ProcessorTime;
 
 /// A matcher set, and the file with the first bytes of a connection.
 type Case = (&'static str, &'static str);
@@ -385,42 +387,6 @@ fn decide(router: &Router, conn: &mut Connection) -> Routed {
     conn.consume(0);
     let program = router.server().program();
     conn.with_view(|view| program.step(view, 0, false, &mut Vec::new()))
-}
-
-/// The processor time of this thread.
-struct ProcessorTime;
-
-impl Measurement for ProcessorTime {
-    type Intermediate = Duration;
-    type Value = Duration;
-
-    fn start(&self) -> Duration {
-        let now = clock_gettime(ClockId::ThreadCPUTime);
-        Duration::new(
-            now.tv_sec.unsigned_abs(),
-            u32::try_from(now.tv_nsec).unwrap_or(0),
-        )
-    }
-
-    fn end(&self, start: Duration) -> Duration {
-        self.start() - start
-    }
-
-    fn add(&self, a: &Duration, b: &Duration) -> Duration {
-        *a + *b
-    }
-
-    fn zero(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    fn to_f64(&self, value: &Duration) -> f64 {
-        WallTime.to_f64(value)
-    }
-
-    fn formatter(&self) -> &dyn ValueFormatter {
-        WallTime.formatter()
-    }
 }
 
 fn measure(
