@@ -473,6 +473,7 @@ mod tests {
         .concat()
     }
 
+    /// Row M-07 of docs/defects.md.
     #[test]
     fn captured_requests_are_understood_once_their_head_is_there() {
         for (bytes, expected) in [
@@ -681,6 +682,7 @@ mod tests {
         assert!(is_not(&h2_block(b"")));
     }
 
+    /// Row M-07 of docs/defects.md.
     #[test]
     fn connect_over_http2_is_plain_or_extended() {
         let connect = (":method", "CONNECT");
