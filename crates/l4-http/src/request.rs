@@ -473,7 +473,6 @@ mod tests {
         .concat()
     }
 
-    /// Row M-07 of docs/defects.md.
     #[test]
     fn captured_requests_are_understood_once_their_head_is_there() {
         for (bytes, expected) in [
@@ -558,6 +557,7 @@ mod tests {
         }
     }
 
+    /// Row M-07 of docs/defects.md.
     #[test]
     fn large_heads_are_understood() {
         let browser = include_bytes!("../testdata/browser-cookies.bin");
