@@ -198,6 +198,7 @@ fn clients_of_an_authority_that_is_made_at_the_first_start_are_let_in() {
     echo_as(address, "localhost", &conncept.data(), Some(identity)).unwrap();
 }
 
+/// Row D9 of docs/defects.md.
 #[test]
 fn validating_makes_no_certificate() {
     let home = tempfile::tempdir().unwrap();

@@ -22,17 +22,22 @@ fn root() -> PathBuf {
     root.unwrap().to_owned()
 }
 
-/// Runs `cargo` in the checkout, with the environment of a user and not that of this test.
+/// Runs `cargo` in the checkout.
 fn cargo(args: &[&str]) -> Finished {
+    Finished::from(cargo_in(&root(), args).output().unwrap())
+}
+
+/// A call of `cargo` with the environment of a user and not that of this test.
+fn cargo_in(directory: &Path, args: &[&str]) -> Command {
     let mut command = Command::new("cargo");
-    command.args(args).current_dir(root());
+    command.args(args).current_dir(directory);
     for (name, _) in std::env::vars() {
         if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") || name == "CARGO"
         {
             command.env_remove(name);
         }
     }
-    Finished::from(command.output().unwrap())
+    command
 }
 
 /// One build at a time: they would only wait for each other's lock, and their times would mean nothing.
@@ -528,6 +533,234 @@ fn namespaces_of_policies_and_of_conditions_are_open_to_other_crates() {
     assert_eq!(
         answer(&program, &config.to_string(), "127.0.0.1:1", request),
         "last"
+    );
+}
+
+#[test]
+fn what_is_at_the_output_stays_when_a_build_is_refused() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let broken = crate_with(&dir, "l4-broken", DEPENDENCIES, "pub fn register(");
+    let output = dir.path().join("bin/conncept");
+    fs::create_dir(dir.path().join("bin")).unwrap();
+    fs::write(&output, "of yesterday").unwrap();
+    for (args, says) in [
+        (format!("none,{broken}"), "does not compile"),
+        (
+            "tls,tls".to_owned(),
+            "--with tls is given twice; remove one of them",
+        ),
+        (
+            format!("{broken},{broken}"),
+            "--with l4-broken is given twice; remove one of them",
+        ),
+    ] {
+        let finished = build(&output, &["--with", &args]);
+        assert_eq!(finished.code, Some(1), "{args}: {}", finished.stderr);
+        assert!(
+            finished.stderr.contains(says),
+            "{args}: {}",
+            finished.stderr
+        );
+        assert_eq!(fs::read_to_string(&output).unwrap(), "of yesterday");
+        assert_eq!(fs::read_dir(dir.path().join("bin")).unwrap().count(), 1);
+    }
+    for (output, says) in [
+        ("bin", "is a directory; --output names the binary itself"),
+        ("none/conncept", "choose another place with --output"),
+        // Not even root can write below a file.
+        (
+            "bin/conncept/conncept",
+            "choose another place with --output",
+        ),
+    ] {
+        let finished = build(&dir.path().join(output), &["--with", "none"]);
+        assert_eq!(finished.code, Some(1), "{output}: {}", finished.stderr);
+        assert!(
+            finished.stderr.contains(says),
+            "{output}: {}",
+            finished.stderr
+        );
+        // Refused before minutes are spent.
+        assert!(
+            !finished.stderr.contains("$ cargo build"),
+            "{}",
+            finished.stderr
+        );
+    }
+    assert_eq!(fs::read_to_string(&output).unwrap(), "of yesterday");
+}
+
+/// Needs setcap and getcap, which are installed where these tests run (Debian: libcap2-bin), and root or sudo.
+#[test]
+fn a_binary_may_be_allowed_to_listen_on_low_ports() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("conncept");
+    let getcap = |what: &str| {
+        let output = Command::new("sh")
+            .args([
+                "-c",
+                "PATH=$PATH:/usr/sbin:/sbin; getcap \"$0\"",
+                program.to_str().unwrap(),
+            ])
+            .output();
+        let finished = Finished::from(output.unwrap());
+        assert_eq!(finished.code, Some(0), "{what}: {}", finished.stderr);
+        finished.stdout
+    };
+    built(&program, &["--with", "none"]);
+    assert_eq!(getcap("without"), "");
+    let said = built(&program, &["--with", "none", "--setcap"]).stderr;
+    assert!(said.contains("setcap cap_net_bind_service=+ep"), "{said}");
+    let has = getcap("with");
+    assert!(has.contains("cap_net_bind_service"), "{has}");
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+
+    let said = refused(&["--setcap", "--target", "x86_64-pc-windows-gnu"]);
+    assert!(
+        said.contains("on Linux only; leave --setcap out") || said.contains("rustup target add"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_module_is_run_from_its_own_folder_with_its_patches_its_exit_code_and_signals() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let module = dir.path().join("l4-gopher");
+    let made = cargo(&["xtask", "new-module", module.to_str().unwrap()]);
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    // A dependency that only the patch of this crate makes known, by a relative path.
+    let _ = crate_with(
+        &dir,
+        "no-such-helper-of-l4-gopher",
+        "",
+        "pub const HELP: u8 = 1;",
+    );
+    let manifest = module.join("Cargo.toml");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let text = text.replacen(
+        "[dependencies]\n",
+        "[dependencies]\nno-such-helper-of-l4-gopher = \"0.1\"\n",
+        1,
+    );
+    let patch =
+        "no-such-helper-of-l4-gopher = { path = \"../no-such-helper-of-l4-gopher\" } # ours\n";
+    fs::write(&manifest, text + patch).unwrap();
+    let names = |directory: &Path| {
+        let entries = fs::read_dir(directory).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let (before, beside) = (names(&module), names(dir.path()));
+
+    let run = |arguments: &[&str]| {
+        let args = [&["xtask", "run", "--with", "none", "--"], arguments].concat();
+        // From a folder in it as well: that of the crate is looked for.
+        cargo_in(&module.join("src"), &args)
+    };
+    let finished = Finished::from(run(&["list-modules"]).output().unwrap());
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    assert!(
+        finished.stdout.contains("layer4.matchers.gopher"),
+        "{}",
+        finished.stdout
+    );
+    // Nothing of the build is on standard output.
+    assert!(!finished.stdout.contains("cargo"), "{}", finished.stdout);
+    let finished = Finished::from(
+        run(&["validate", "--config", "none.json"])
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(finished.code, Some(1), "{}", finished.stderr);
+    assert!(finished.stderr.contains("none.json"), "{}", finished.stderr);
+
+    let config = fs::read_to_string(module.join("l4.json")).unwrap();
+    let socket = format!("unix/{}", dir.path().join("socket").display());
+    fs::write(
+        dir.path().join("run.json"),
+        config.replace("127.0.0.1:7000", &socket),
+    )
+    .unwrap();
+    let log = fs::File::create(dir.path().join("log")).unwrap();
+    let mut running = run(&["run", "--config", "../../run.json"])
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    let mut stream = loop {
+        match UnixStream::connect(dir.path().join("socket")) {
+            Ok(stream) => break stream,
+            Err(error) => assert!(started.elapsed() < Duration::from_secs(60), "{error}"),
+        }
+        assert_eq!(running.try_wait().unwrap(), None);
+        e2e::pause(Duration::from_millis(20));
+    };
+    stream.write_all(b"HELLO bob\r\n").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "who are you?\r\n");
+    // To the process that was started: the program is that process by now.
+    let process = rustix::process::Pid::from_child(&running);
+    rustix::process::kill_process(process, e2e::Signal::TERM).unwrap();
+    assert_eq!(running.wait().unwrap().code(), Some(0));
+    let log = fs::read_to_string(dir.path().join("log")).unwrap();
+    assert!(log.contains("shutdown complete"), "{log}");
+
+    for name in ["run.json", "log"] {
+        fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    assert_eq!((names(&module), names(dir.path())), (before, beside));
+}
+
+#[test]
+fn running_a_module_wants_to_be_in_the_folder_of_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let xtask = format!("{}/Cargo.toml", root().display());
+    let run = |directory: &Path| {
+        let args = [
+            "run",
+            "--quiet",
+            "--manifest-path",
+            &xtask,
+            "--package",
+            "xtask",
+            "--",
+            "run",
+        ];
+        let finished = Finished::from(cargo_in(directory, &args).output().unwrap());
+        assert_eq!(finished.code, Some(1), "{}", finished.stderr);
+        finished.stderr
+    };
+    let said = run(dir.path());
+    assert!(
+        said.contains("make one with: cargo xtask new-module DIR"),
+        "{said}"
+    );
+    let said = run(&root().join("crates/l4-core"));
+    assert!(said.contains("belongs to Conncept itself"), "{said}");
+    fs::write(dir.path().join("Cargo.toml"), "[workspace]\nmembers = []\n").unwrap();
+    let said = run(dir.path());
+    assert!(
+        said.contains("go to the folder of the crate with the modules"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_tasks_say_their_version() {
+    let finished = cargo(&["xtask", "version"]);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let version = format!("conncept v{}", env!("CARGO_PKG_VERSION"));
+    assert!(finished.stdout.starts_with(&version), "{}", finished.stdout);
+    assert!(
+        finished.stdout.contains("\nrustc 1."),
+        "{}",
+        finished.stdout
     );
 }
 

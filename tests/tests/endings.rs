@@ -348,6 +348,7 @@ fn the_end_of_a_client_reaches_the_upstream_and_answers_go_on() {
     });
 }
 
+/// Row P9 of docs/defects.md.
 #[test]
 fn the_end_of_an_upstream_reaches_the_client_which_may_go_on_sending() {
     let bench = Bench::new();
@@ -370,6 +371,7 @@ fn the_end_of_an_upstream_reaches_the_client_which_may_go_on_sending() {
     });
 }
 
+/// Row P10 of docs/defects.md.
 #[test]
 fn a_reset_of_the_client_is_none_of_its_ends() {
     let bench = Bench::new();

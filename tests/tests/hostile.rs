@@ -482,6 +482,7 @@ fn assert_no_panic(conncept: &mut Conncept) {
     assert_eq!(panics, 0);
 }
 
+/// Row M-02 of docs/defects.md.
 #[test]
 fn packets_that_end_other_routers_are_answered_like_any_others() {
     let ip = loopback();
@@ -579,6 +580,7 @@ fn packets_that_end_other_routers_end_their_own_connection_at_every_handler() {
     assert_no_panic(&mut conncept);
 }
 
+/// Row D-10 of docs/defects.md.
 #[test]
 fn a_datagram_of_a_peer_without_a_name_ends_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -599,6 +601,7 @@ fn a_datagram_of_a_peer_without_a_name_ends_nothing() {
     assert_no_panic(&mut conncept);
 }
 
+/// Row D-07 of docs/defects.md.
 #[test]
 fn a_flood_to_a_route_that_closes_stalls_no_other_peer_of_the_socket() {
     let ip = loopback();
@@ -631,6 +634,7 @@ fn a_flood_to_a_route_that_closes_stalls_no_other_peer_of_the_socket() {
     assert_idle(&conncept);
 }
 
+/// Rows D-22, T4 and E5 of docs/defects.md.
 #[test]
 fn conditions_behind_throttle_and_tee_read_whole_datagrams() {
     let ip = loopback();
@@ -662,6 +666,7 @@ fn conditions_behind_throttle_and_tee_read_whole_datagrams() {
     assert_no_panic(&mut conncept);
 }
 
+/// Row E6 of docs/defects.md.
 #[test]
 fn both_chains_of_a_tee_may_set_variables_at_once() {
     let ip = loopback();
@@ -684,6 +689,7 @@ fn both_chains_of_a_tee_may_set_variables_at_once() {
     assert_no_panic(&mut conncept);
 }
 
+/// Row P2 of docs/defects.md.
 #[test]
 fn a_draw_among_upstreams_of_which_some_are_away_finds_those_that_are_not() {
     let ip = loopback();
@@ -713,6 +719,7 @@ fn a_draw_among_upstreams_of_which_some_are_away_finds_those_that_are_not() {
     assert_no_panic(&mut conncept);
 }
 
+/// Row V2 of docs/defects.md.
 #[test]
 fn variables_with_the_names_of_internals_are_only_variables() {
     let ip = loopback();
@@ -737,6 +744,7 @@ fn variables_with_the_names_of_internals_are_only_variables() {
     assert_no_panic(&mut conncept);
 }
 
+/// Row M-04 of docs/defects.md.
 #[test]
 fn placeholders_of_a_request_that_have_no_value_are_empty() {
     let ip = loopback();
@@ -756,6 +764,7 @@ fn placeholders_of_a_request_that_have_no_value_are_empty() {
     assert_no_panic(&mut conncept);
 }
 
+/// Rows M-09 and D1 of docs/defects.md.
 #[test]
 fn configurations_that_end_other_routers_are_refused_with_their_place() {
     let dir = tempfile::tempdir().unwrap();

@@ -80,6 +80,7 @@ fn answers_come_from_the_address_that_was_asked() {
     }
 }
 
+/// Rows D-06 and U1 of docs/defects.md.
 #[test]
 fn datagrams_keep_their_cuts_whatever_their_size() {
     let ip = loopback();

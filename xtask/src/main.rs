@@ -10,7 +10,9 @@ mod features;
 mod fuzz;
 mod new_module;
 mod package;
+mod run;
 mod shell;
+mod version;
 
 use std::process::ExitCode;
 
@@ -46,6 +48,10 @@ enum Task {
     NewModule(new_module::Args),
     /// Check that every crate can be packaged for crates.io.
     Package,
+    /// In the folder of a module crate: build Conncept with it, and run that.
+    Run(run::Args),
+    /// Say which version this checkout has, and which compiler builds it.
+    Version,
 }
 
 fn main() -> ExitCode {
@@ -66,6 +72,8 @@ fn main() -> ExitCode {
         Task::Fuzz(args) => fuzz::run(&args),
         Task::NewModule(args) => new_module::run(&args),
         Task::Package => package::run(),
+        Task::Run(args) => run::run(&args),
+        Task::Version => version::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -26,6 +26,7 @@ macro_rules! template {
 }
 
 const FILES: &[(&str, &[u8])] = template![
+    ".cargo/config.toml",
     ".gitignore",
     "Cargo.toml",
     "README.md",
@@ -67,8 +68,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let _ = std::fs::copy(root().join("Cargo.lock"), directory.join("Cargo.lock"));
     println!(
         "{0}: a crate with the matcher and the handler {module}.\n\n\
-         cargo test --manifest-path {0}/Cargo.toml\n\
-         cargo xtask build --with {name}={0} --output conncept\n\n\
+         cd {0}\n\
+         cargo test\n\
+         cargo xtask run -- run --config l4.json\n\
+         cargo xtask build --with {name}=. --output conncept\n\n\
          Begin in src/greeting.rs. docs/writing-modules.md explains the rest.",
         directory.display()
     );
@@ -166,6 +169,14 @@ mod tests {
         assert!(
             manifest.contains("path = \"/checkout/crates/l4-core\""),
             "{manifest}"
+        );
+        let alias = rendered("my-gopher-l4", "my_gopher", "/checkout")
+            .find(|(file, _)| *file == ".cargo/config.toml")
+            .map(|(_, text)| String::from_utf8(text).unwrap())
+            .unwrap();
+        assert!(
+            alias.contains("\"--manifest-path\", \"/checkout/Cargo.toml\""),
+            "{alias}"
         );
     }
 

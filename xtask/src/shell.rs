@@ -22,6 +22,11 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// A command of the compiler that cargo uses.
+pub(crate) fn rustc() -> Command {
+    Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+}
+
 /// Where cargo puts what it builds.
 pub(crate) fn target_directory() -> Result<PathBuf> {
     Ok(crate::features::metadata()?

@@ -27,6 +27,7 @@ fn echo() -> String {
     r#"{"handle": [{"handler": "echo"}]}"#.to_owned()
 }
 
+/// Row D-08 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn an_empty_datagram_is_received_and_not_waited_on() {
     let started = Instant::now();
@@ -66,6 +67,7 @@ fn a_matcher_sees_the_first_datagram_only() {
     assert_eq!(conn_verdict(&Dns, &mut conn), Verdict::Match);
 }
 
+/// Row M-11 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn two_halves_of_a_message_are_not_joined() {
     let (conn, mut peer) = session();
@@ -89,6 +91,7 @@ async fn not_a_message_is_certain_for_a_short_datagram() {
     task.await.unwrap();
 }
 
+/// Row D-06 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn boundaries_survive_matching_and_echo_for_every_size() {
     let (conn, mut peer) = session();

@@ -206,6 +206,7 @@ async fn a_route_inside_a_subroute_is_named_by_its_path() {
     assert_eq!(record.field("route"), "1.0");
 }
 
+/// Row D-15 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn bytes_are_counted_once_also_those_read_ahead_and_under_a_layer() {
     let echo = one(r#"{"handler": "echo"}"#);
@@ -229,6 +230,7 @@ async fn bytes_are_counted_once_also_those_read_ahead_and_under_a_layer() {
     assert_eq!(record.field("written"), "0");
 }
 
+/// Row D-16 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn what_clients_do_is_not_noise_and_our_side_is_one_error() {
     let quiet = vec![says(r#"[{"ssh": {}}]"#, "A")];
@@ -391,6 +393,7 @@ async fn a_reason_given_before_the_shutdown_stays() {
     assert_eq!(events.access(record.id()).field("reason"), "completed");
 }
 
+/// Row G1 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn a_panic_costs_only_its_own_connection() {
     for (bug, script) in [

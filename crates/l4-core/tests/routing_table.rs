@@ -3,9 +3,13 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use l4_core::{Addr, Connection, EndReason, Io, Record};
+use l4_core::{
+    Addr, Connection, EndReason, Io, Matcher, MatcherModule, Provision, Record, Rejected, Verdict,
+    View,
+};
 use l4_testkit::{Router, connection, session};
 use support::Do::{EndStream, Send, Wait};
 use support::{HTTP, SSH, play, play_on, register, router, says, tls_record};
@@ -71,6 +75,7 @@ example!(an_early_no_makes_strict_order_free:
 // Rows 11 to 13: a later route that needs no bytes does not overtake.
 example!(a_whole_hello_goes_to_tls_before_an_address_route:
     [when("tls", "A"), says(&format!("[{ME}]"), "B")], [Send(&tls_record())] => "A", AT_ONCE);
+// Row D-01 of docs/defects.md.
 example!(a_split_hello_goes_to_tls_before_an_address_route:
     [when("tls", "A"), says(&format!("[{ME}]"), "B")],
     [Send(&tls_record()[..100]), Send(&tls_record()[100..])] => "A", AT_ONCE);
@@ -87,6 +92,7 @@ example!(a_route_without_handlers_lets_the_next_routes_decide:
 example!(after_a_layer_routes_wait_for_its_plaintext:
     [handlers("[]", r#"[{"handler": "end_tls"}]"#), when("http", "A"), always("C")],
     [Send(b"TLS!"), Wait(100), Send(HTTP)] => "A", Duration::from_millis(100));
+// Row D-05 of docs/defects.md.
 example!(after_a_layer_an_address_route_does_not_overtake:
     [handlers("[]", r#"[{"handler": "end_tls"}]"#), when("http", "A"), says(&format!("[{ME}]"), "B")],
     [Send(b"TLS!"), Wait(100), Send(HTTP)] => "A", Duration::from_millis(100));
@@ -113,12 +119,15 @@ example!(a_route_behind_a_catch_all_changes_nothing:
     [Send(&tls_record()[..100]), Send(&tls_record()[100..])] => "A", AT_ONCE);
 
 // Rows 23 to 25, 31: subroutes see what was read, sets are OR-ed and AND-ed symmetrically.
+// Row D-04 of docs/defects.md.
 example!(a_subroute_decides_on_what_was_read_before_it:
     [handlers(r#"[{"ssh": {}}]"#, &format!(r#"[{{"handler": "subroute", "routes": [{}, {}]}}]"#,
         when("xmpp", "A"), when("ssh", "B")))],
     [Send(SSH)] => "B", AT_ONCE);
+// Row D-02 of docs/defects.md.
 example!(an_undecided_set_does_not_hide_one_that_matches:
     [says(&format!(r#"[{{"http": {{}}}}, {ME}]"#), "A")], [] => "A", AT_ONCE);
+// Row D-03 of docs/defects.md.
 example!(a_cheap_no_in_a_set_waits_for_no_byte:
     [says(r#"[{"http": {}, "remote_ip": {"ranges": ["203.0.113.9"]}}]"#, "A"), always("C")],
     [] => "C", AT_ONCE);
@@ -173,6 +182,7 @@ async fn a_lone_catch_all_reads_nothing_before_it_takes_the_connection() {
     assert_eq!(outcome.record.bytes_read(), 0);
 }
 
+/// Row M-05 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn an_address_route_refuses_a_unix_socket_and_the_list_goes_on() {
     let routes = [
@@ -209,6 +219,7 @@ async fn addresses_of_a_proxy_header_count_for_matchers_and_not_for_placeholders
     assert_eq!(outcome.answer, "C");
 }
 
+/// Rows D-13 and G2 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn behind_an_empty_subroute_no_deadline_runs() {
     let routes = [handlers(
@@ -218,6 +229,44 @@ async fn behind_an_empty_subroute_no_deadline_runs() {
     let outcome = play(&routes, &[Wait(10_000), Send(b"late"), EndStream]).await;
     assert_eq!(outcome.answer, "late");
     assert_eq!(outcome.reason(), EndReason::Completed);
+}
+
+/// Row D-23 of docs/defects.md.
+#[tokio::test(start_paused = true)]
+async fn a_subroute_is_compiled_at_load_and_never_again() {
+    static COMPILED: AtomicUsize = AtomicUsize::new(0);
+
+    /// Counts how often it is made.
+    struct Counted;
+
+    impl MatcherModule for Counted {
+        const NAME: &'static str = "counted";
+        type Config = serde::de::IgnoredAny;
+
+        fn provision(_: Self::Config, _: &mut Provision<'_>) -> Result<Self, Rejected> {
+            COMPILED.fetch_add(1, Ordering::Relaxed);
+            Ok(Self)
+        }
+    }
+
+    impl Matcher for Counted {
+        fn matches(&self, _: &mut View<'_>) -> Verdict {
+            Verdict::Match
+        }
+    }
+
+    let router = Router::new(
+        |reg| {
+            register(reg);
+            reg.matcher::<Counted>();
+        },
+        r#"[{"handle": [{"handler": "subroute", "routes": [
+            {"match": [{"counted": {}}], "handle": [{"handler": "echo"}]}]}]}]"#,
+    );
+    for _ in 0..10 {
+        assert_eq!(router.exchange(&[b"through"]).await.0, b"through");
+    }
+    assert_eq!(COMPILED.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -46,6 +46,7 @@ async fn a_trickle_of_bytes_does_not_extend_the_matching_timeout() {
     assert_eq!((&*outcome.answer, outcome.after), ("B", 3 * SECOND));
 }
 
+/// Rows D-24 and G3 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn time_in_a_handler_that_goes_on_is_not_waiting() {
     let routes = [
@@ -163,6 +164,7 @@ async fn a_client_that_goes_away_before_a_byte_ends_the_matching() {
     assert_eq!(outcome.route(), None);
 }
 
+/// Row D-16 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_ends_its_stream_still_gets_its_answer() {
     let routes = [when("ssh", "A"), handlers(r#"[{"handler": "echo"}]"#)];

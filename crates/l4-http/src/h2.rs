@@ -255,6 +255,7 @@ pub(crate) mod tests {
         }
     }
 
+    /// Row M-07 of docs/defects.md.
     #[test]
     fn continuation_is_joined_and_nothing_may_come_in_between() {
         let frames = [
@@ -285,6 +286,7 @@ pub(crate) mod tests {
         assert_eq!(block(&frames[..10]), Parsed::Not, "the tenth decides");
     }
 
+    /// Row M-08 of docs/defects.md.
     #[test]
     fn frames_before_the_request_are_skipped_or_refused_by_their_header() {
         let request = || frame(HEADERS, END_HEADERS, 1, b"block");

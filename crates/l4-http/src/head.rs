@@ -311,6 +311,7 @@ mod tests {
         );
     }
 
+    /// Row M-01 of docs/defects.md.
     #[test]
     fn everything_else_is_refused_at_its_first_foreign_octet() {
         for head in [
@@ -382,6 +383,7 @@ mod tests {
         assert_eq!(read("GET / HTTP/1.0\n\n"), pairs(&[]));
     }
 
+    /// Row M-37 of docs/defects.md.
     #[test]
     fn a_head_cut_inside_a_field_name_is_not_malformed() {
         assert_eq!(read("POST /x HTTP/1.0\r\nCon"), Parsed::More(1));

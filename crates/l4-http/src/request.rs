@@ -557,6 +557,7 @@ mod tests {
         }
     }
 
+    /// Row M-07 of docs/defects.md.
     #[test]
     fn large_heads_are_understood() {
         let browser = include_bytes!("../testdata/browser-cookies.bin");
@@ -681,6 +682,7 @@ mod tests {
         assert!(is_not(&h2_block(b"")));
     }
 
+    /// Row M-07 of docs/defects.md.
     #[test]
     fn connect_over_http2_is_plain_or_extended() {
         let connect = (":method", "CONNECT");

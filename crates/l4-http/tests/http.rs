@@ -65,6 +65,7 @@ fn every_captured_request_is_http_and_known_only_when_its_head_is_there() {
     }
 }
 
+/// Rows M-01 and M-03 of docs/defects.md.
 #[test]
 fn first_bytes_of_other_protocols_are_answered_as_listed() {
     for (bytes, expected) in [
@@ -222,6 +223,7 @@ fn header_rules_hold_for_every_field_and_some_line() {
     );
 }
 
+/// Row M-06 of docs/defects.md.
 #[test]
 fn connection_placeholders_reach_into_the_request_matchers() {
     let request = b"GET /Team/b HTTP/1.1\r\nHost: one.example\r\nX-From: 192.0.2.7:40000\r\n\r\n";
@@ -281,6 +283,7 @@ fn a_head_is_parsed_once_for_all_matchers() {
     );
 }
 
+/// Row D-19 of docs/defects.md.
 #[tokio::test]
 async fn a_request_inside_a_layer_is_another_one() {
     let outer = b"GET / HTTP/1.1\r\nHost: outer.example\r\n\r\n";

@@ -282,6 +282,7 @@ fn header_expressions_hold_for_every_field_and_some_line() {
     }
 }
 
+/// Row M-04 of docs/defects.md.
 #[test]
 fn addresses_are_those_of_the_connection_also_after_a_proxy_header() {
     for name in ["remote_ip", "client_ip"] {

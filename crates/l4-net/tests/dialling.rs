@@ -295,6 +295,7 @@ async fn when_all_refuse_all_are_named() {
     );
 }
 
+/// Row P6 of docs/defects.md.
 #[tokio::test]
 async fn silence_ends_at_the_limit() {
     let silent = Blackhole::new();

@@ -45,6 +45,7 @@ fn next_descriptor() -> u64 {
 }
 
 /// One test, so that nobody else opens files meanwhile.
+/// Row D-12 of docs/defects.md.
 #[tokio::test]
 async fn without_descriptors_nothing_spins_and_all_are_served_once_there_are_some() {
     let (pool, _) = listening(&["127.0.0.1:0"]).await;

@@ -8,6 +8,7 @@ use support::{BUG, line, listening, soon};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpStream, UdpSocket};
 
+/// Row G1 of docs/defects.md.
 #[tokio::test]
 async fn a_panic_costs_one_connection_or_session_and_no_listener() {
     let (_pool, addresses) = listening(&["127.0.0.1:0", "udp/127.0.0.1:0"]).await;

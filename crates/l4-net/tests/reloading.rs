@@ -157,6 +157,7 @@ async fn dropping_the_pool_closes_everything() {
     soon(async { while TcpStream::connect(tcp).await.is_ok() {} }).await;
 }
 
+/// Row D-14 of docs/defects.md.
 #[tokio::test]
 async fn a_load_that_fails_changes_nothing_and_tells_everything() {
     let directory = TempDir::new().unwrap();

@@ -193,6 +193,7 @@ pub(crate) mod tests {
     const CANCEL: &[u8] = vector!("psql-cancel");
     const PSQL: &[u8] = vector!("psql-disable");
 
+    /// Row M-22 of docs/defects.md.
     #[test]
     fn first_messages_of_real_clients_match_at_their_last_byte() {
         for message in [
@@ -274,6 +275,7 @@ pub(crate) mod tests {
         }
     }
 
+    /// Rows M-20 and M-21 of docs/defects.md.
     #[test]
     fn users_and_their_databases_are_told_apart() {
         let rules = r#"{"user": {"alice": ["shop", "alice"], "bob": [], "carol": null, "*": ["public", "dave"]}}"#;

@@ -291,6 +291,7 @@ mod tests {
         );
     }
 
+    /// Row L1 of docs/defects.md.
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_ask_in_time_is_let_go() {
         for (fields, said, seconds) in [

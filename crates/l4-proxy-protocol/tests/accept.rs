@@ -80,6 +80,7 @@ async fn a_bare_handler_believes_every_header_of_either_version() {
     assert_eq!(addresses(&router, b"").await, DISREGARDED);
 }
 
+/// Row D-20 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn r1_peers_outside_allow_cannot_spoof_their_address() {
     for fields in [
@@ -254,6 +255,7 @@ async fn a_pause_in_the_signature_does_not_get_a_header_past_reject() {
     }
 }
 
+/// Row D-17 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn r5_a_silent_client_is_waited_for_ten_seconds_or_as_long_as_is_said() {
     for (fields, seconds) in [("", 10), (r#","timeout":"3s""#, 3)] {

@@ -195,6 +195,7 @@ mod tests {
         }
     }
 
+    /// Row P14 of docs/defects.md.
     #[test]
     fn what_a_client_chose_can_only_be_a_host_or_a_port() {
         assert_eq!(
@@ -251,6 +252,7 @@ mod tests {
     }
 
     proptest! {
+        /// Row P14 of docs/defects.md.
         #[test]
         fn no_value_changes_the_network_or_the_port(value in ".{0,40}") {
             let (mut conn, _client) = l4_testkit::connection(1);

@@ -251,6 +251,7 @@ mod tests {
         Target::new(&Address::parse(&text, &AddressDefaults::default()).unwrap()).unwrap()
     }
 
+    /// Row P16 of docs/defects.md.
     #[test]
     fn everybody_who_uses_an_address_shares_its_state_and_nobody_else_keeps_it() {
         let mut table = Table::default();
@@ -285,6 +286,7 @@ mod tests {
         assert!(table.find(&target(11)).is_some());
     }
 
+    /// Row P16 of docs/defects.md.
     #[test]
     fn handlers_that_check_otherwise_have_a_health_of_their_own() {
         let state = PeerState::default();

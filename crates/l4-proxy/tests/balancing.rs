@@ -108,6 +108,7 @@ async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// Row P1 of docs/defects.md.
 #[tokio::test]
 async fn least_conn_counts_open_connections_and_forgets_closed_ones() {
     let (a, b) = (Backend::new("a").await, Backend::new("b").await);
@@ -139,6 +140,7 @@ async fn least_conn_counts_open_connections_and_forgets_closed_ones() {
     assert_eq!(names, "aaaaa");
 }
 
+/// Row P2 of docs/defects.md.
 #[tokio::test]
 async fn random_choose_never_takes_the_fullest_and_goes_on_when_all_have_connections() {
     let (a, b) = (Backend::new("a").await, Backend::new("b").await);
@@ -155,6 +157,30 @@ async fn random_choose_never_takes_the_fullest_and_goes_on_when_all_have_connect
         assert_eq!(of_a + of_b, n);
         assert!(of_a.abs_diff(of_b) <= 1, "{of_a} and {of_b}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn p18_connections_that_come_together_take_turns_too() {
+    let upstreams = [
+        Backend::new("a").await,
+        Backend::new("b").await,
+        Backend::new("c").await,
+    ];
+    let dials = upstreams
+        .each_ref()
+        .map(|at| format!(r#"{{"dial":["{}"]}}"#, at.address));
+    let router = Arc::new(proxy(&format!(
+        r#""upstreams":[{}],"load_balancing":{{"selection":{{"policy":"round_robin"}}}}"#,
+        dials.join(",")
+    )));
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..300 {
+        let router = router.clone();
+        asking.spawn(async move { ask(&router).await });
+    }
+    let answers = asking.join_all().await;
+    assert!(answers.iter().all(|name| name.len() == 1), "{answers:?}");
+    assert_eq!(upstreams.each_ref().map(Backend::accepted), [100; 3]);
 }
 
 #[tokio::test]
@@ -189,6 +215,7 @@ async fn ip_hash_keeps_a_client_with_its_upstream() {
     }
 }
 
+/// Row P27 of docs/defects.md.
 #[tokio::test]
 async fn many_at_once_do_not_exceed_the_limit_and_find_the_free_upstream() {
     let (a, b) = (Backend::new("a").await, Backend::new("b").await);
@@ -207,6 +234,7 @@ async fn many_at_once_do_not_exceed_the_limit_and_find_the_free_upstream() {
     assert_eq!((of("a"), of("b"), of("")), (5, 5, 2));
 }
 
+/// Row P17 of docs/defects.md.
 #[tokio::test]
 async fn a_configuration_that_is_refused_takes_nothing_from_the_one_that_runs() {
     let (gone, b) = (closed_port().await, Backend::new("b").await);
@@ -288,6 +316,7 @@ async fn a_retry_goes_to_an_upstream_that_works() {
     assert_eq!(ask(&router).await, "b");
 }
 
+/// Row P13 of docs/defects.md.
 #[tokio::test]
 async fn a_name_that_fails_for_one_client_is_not_held_against_the_others() {
     let (gone, b) = (closed_port().await, Backend::new("b").await);
@@ -342,6 +371,7 @@ async fn checks_take_a_peer_out_and_back_in() {
     eventually("a is up", async || ask(&router).await == "a").await;
 }
 
+/// Row P3 of docs/defects.md.
 #[tokio::test]
 async fn checks_of_another_port_leave_connections_on_theirs() {
     let (a, health) = (Backend::new("a").await, Backend::new("h").await);
@@ -383,6 +413,7 @@ async fn checks_stop_with_their_configuration_and_never_begin_for_one_that_is_on
     assert_eq!(ask(&router).await, "a");
 }
 
+/// Row P19 of docs/defects.md.
 #[tokio::test]
 async fn close_if_unhealthy_closes_both_sides_of_what_runs() {
     for (close, expected) in [(true, Some(EndReason::UpstreamDown)), (false, None)] {
@@ -408,6 +439,7 @@ async fn close_if_unhealthy_closes_both_sides_of_what_runs() {
     }
 }
 
+/// Row P21 of docs/defects.md.
 #[test]
 fn bad_settings_are_refused_where_they_are_wrong() {
     for (fields, pointer, word) in [

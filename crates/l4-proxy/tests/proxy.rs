@@ -79,6 +79,7 @@ async fn round_robin_takes_turns_beginning_with_the_second() {
     assert_eq!(answers, "bcabca");
 }
 
+/// Row P1 of docs/defects.md.
 #[tokio::test]
 async fn first_takes_the_first_that_is_not_full() {
     let (a, b) = (server("a").await, server("b").await);
@@ -128,6 +129,7 @@ async fn every_address_of_an_upstream_is_connected_to() {
     );
 }
 
+/// Row P12 of docs/defects.md.
 #[tokio::test]
 async fn a_peer_that_breaks_off_is_left_out_and_the_others_go_on() {
     let good = server("g").await;
@@ -274,6 +276,7 @@ async fn stream_bytes_reach_a_udp_upstream_as_datagrams_and_its_answers_come_bac
     assert_eq!(record.end_reason(), Some(EndReason::Completed));
 }
 
+/// Row U2 of docs/defects.md.
 #[tokio::test]
 async fn a_udp_upstream_that_is_away_for_a_moment_ends_nothing() {
     let address = UdpSocket::bind("127.0.0.1:0")
@@ -315,6 +318,7 @@ async fn placeholders_choose_the_port() {
     assert_eq!(ask(&router).await, "ax");
 }
 
+/// Row P21 of docs/defects.md.
 #[test]
 fn bad_configurations_are_refused_where_they_are_wrong() {
     for (fields, pointer, word) in [

@@ -206,6 +206,7 @@ mod tests {
         }
     }
 
+    /// Row M-35 of docs/defects.md.
     #[test]
     fn the_first_byte_that_cannot_be_refuses() {
         for (json, bytes, after) in [

@@ -141,6 +141,7 @@ mod tests {
         }
     }
 
+    /// Row M-35 of docs/defects.md.
     #[test]
     fn the_first_byte_that_cannot_be_refuses() {
         for (bytes, after) in [

@@ -260,6 +260,7 @@ async fn after_vars(vars: &str, body: &str) -> String {
     String::from_utf8(answer).unwrap()
 }
 
+/// Row V1 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn variables_are_set_in_the_order_written() {
     for (vars, body, expected) in [

@@ -100,6 +100,7 @@ fn an_ipv6_range_for_everything_holds_no_ipv4_peer() {
     assert_eq!(conn_verdict(&all_v6, conn), Verdict::No);
 }
 
+/// Row M-05 of docs/defects.md.
 #[test]
 fn no_range_and_no_ip_never_match() {
     for json in ["{}", r#"{"ranges": []}"#] {
@@ -371,6 +372,7 @@ fn none_but_not_needs_a_byte() {
     assert_eq!(made::<MatchNot>(r#"[{"ssh": {}}]"#).cost(), Cost::Parse);
 }
 
+/// Row M-19 of docs/defects.md.
 #[test]
 fn configurations_that_cannot_work_are_refused() {
     type Errors = Option<Vec<l4_core::config::ConfigError>>;

@@ -52,6 +52,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// However the bytes are cut, read ahead and taken, each side gets each of them once and in order.
+    /// Rows D-18 and E1 of docs/defects.md.
     #[test]
     fn every_byte_reaches_each_side_exactly_once(
         total in 0usize..200_000,
@@ -117,6 +118,7 @@ async fn a_branch_that_stops_reading_stops_main_after_the_buffer() {
     assert_eq!(waiting.await.unwrap(), 200_000 - BUFFER - 1000);
 }
 
+/// Row E3 of docs/defects.md.
 #[tokio::test]
 async fn when_main_ends_the_branch_gets_what_was_read_and_then_the_end() {
     let (mut main, mut branch, mut client) = ends(1024);
@@ -132,6 +134,7 @@ async fn when_main_ends_the_branch_gets_what_was_read_and_then_the_end() {
     assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
 }
 
+/// Row E3 of docs/defects.md.
 #[tokio::test]
 async fn a_branch_waiting_for_bytes_sees_the_end_of_main() {
     let (main, branch, _client) = ends(1024);
@@ -226,6 +229,7 @@ impl AsyncWrite for Broken {
     }
 }
 
+/// Row E3 of docs/defects.md.
 #[tokio::test]
 async fn a_reset_of_the_client_is_one_for_both() {
     let record = Arc::new(Record::new(Addr::UNNAMED));
@@ -278,6 +282,7 @@ async fn datagrams_keep_their_cuts_on_both_sides_and_are_bounded() {
     assert_eq!(branch.receive(&mut buffer).await.unwrap(), Received::End);
 }
 
+/// Row E6 of docs/defects.md.
 #[tokio::test]
 async fn variables_are_copied_and_later_changes_are_not_shared() {
     let (mut conn, _client) = connection(64);
@@ -401,6 +406,7 @@ async fn a_mirror_gets_what_the_routes_behind_get() {
     assert_eq!(collected, sent);
 }
 
+/// Row E2 of docs/defects.md.
 #[tokio::test]
 async fn a_branch_that_ends_fails_or_panics_leaves_the_connection_alone() {
     for branch in [
@@ -520,5 +526,100 @@ async fn breaking_the_main_end_resets_the_client_and_breaking_the_branch_does_no
             false => Ok(0),
         };
         assert_eq!(ended, expected);
+    }
+}
+
+/// Lets go of nothing until it is told to, then reads to the end in small pieces.
+struct Held(Arc<Holding>);
+
+struct Holding {
+    go: tokio::sync::Semaphore,
+    streams: Mutex<Vec<Vec<u8>>>,
+}
+
+static HOLDING: std::sync::LazyLock<Arc<Holding>> = std::sync::LazyLock::new(|| {
+    Arc::new(Holding {
+        go: tokio::sync::Semaphore::new(0),
+        streams: Mutex::default(),
+    })
+});
+
+impl HandlerModule for Held {
+    const NAME: &'static str = "held";
+    type Config = CollectConfig;
+
+    fn provision(_: CollectConfig, _: &mut Provision<'_>) -> Result<Self, Rejected> {
+        Ok(Self(HOLDING.clone()))
+    }
+}
+
+impl AsyncHandler for Held {
+    async fn handle(&self, mut conn: Connection, _: Rest<'_>) -> Result<Flow> {
+        let _go = self.0.go.acquire().await.unwrap();
+        let (mut all, mut buffer) = (Vec::new(), [0; 997]);
+        while let Received::Data(n) = conn.receive(&mut buffer).await? {
+            all.extend_from_slice(&buffer[..n]);
+        }
+        self.0.streams.lock().unwrap().push(all);
+        Ok(Flow::Done)
+    }
+}
+
+/// What the client of this number sends: its number in four bytes, over and over, each time counted.
+fn pattern(client: u32, length: usize) -> Vec<u8> {
+    let words = (0_u32..).flat_map(|i| client.to_be_bytes().into_iter().chain(i.to_be_bytes()));
+    words.take(length).collect()
+}
+
+/// With buffers that are used again, a branch that is slower than its connection would read what others sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn e4_what_a_branch_holds_stays_right_whatever_becomes_of_its_connection_and_of_others() {
+    let router = Arc::new(Router::new(
+        |reg: &mut Registry| {
+            modules(reg);
+            reg.handler::<Held>();
+        },
+        // The matcher reads ahead before the tee, the one behind it after.
+        r#"[{"match":[{"regexp":{"count":1500,"pattern":"(?s)^.*$"}}],
+             "handle":[{"handler":"tee","branch":[{"handler":"held"}]}]},
+            {"match":[{"regexp":{"count":3000,"pattern":"(?s)^.*$"}}],"handle":[{"handler":"echo"}]}]"#,
+    ));
+    let client = |number: u32| {
+        let router = router.clone();
+        async move {
+            let sent = pattern(number, 3000 + (number as usize * 977) % (BUFFER - 3000));
+            let (answer, record) = router.exchange(&[&sent[..1000], &sent[1000..]]).await;
+            assert!(answer == sent, "client {number} got other bytes");
+            assert_eq!(record.end_reason(), Some(EndReason::Completed));
+        }
+    };
+    const CLIENTS: u32 = 200;
+    // Each generation of them ends before the next one takes its memory, and all branches hold what they have.
+    for generation in 0..4 {
+        let mut together = tokio::task::JoinSet::new();
+        for number in 0..CLIENTS / 4 {
+            together.spawn(client(generation * CLIENTS / 4 + number));
+        }
+        together.join_all().await;
+    }
+    assert_eq!(HOLDING.streams.lock().unwrap().len(), 0);
+    HOLDING.go.add_permits(1);
+    assert_eq!(
+        router
+            .server()
+            .generation()
+            .drained(Duration::from_secs(50))
+            .await,
+        0
+    );
+    let mut streams = HOLDING.streams.lock().unwrap().split_off(0);
+    assert_eq!(streams.len(), CLIENTS as usize);
+    streams.sort_unstable();
+    for (stream, number) in streams.iter().zip(0..) {
+        let sent = pattern(number, 3000 + (number as usize * 977) % (BUFFER - 3000));
+        assert!(
+            *stream == sent,
+            "the branch of client {number} got other bytes"
+        );
     }
 }

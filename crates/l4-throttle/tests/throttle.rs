@@ -66,6 +66,7 @@ async fn a_busy_client_gets_its_burst_and_then_its_rate_and_no_window_more() {
     }
 }
 
+/// Row T1 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn messages_of_one_byte_reach_the_full_rate() {
     let router = throttle(r#""read_bytes_per_second":1000,"read_burst_size":100"#);
@@ -119,6 +120,7 @@ async fn a_connection_that_ends_gives_its_share_to_the_others() {
     near(sum(&seen), 10.0 * 10_000.0);
 }
 
+/// Row T3 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn what_was_read_to_find_the_route_is_charged() {
     let router = throttle(r#""read_bytes_per_second":1000,"read_burst_size":1000"#);
@@ -148,6 +150,7 @@ async fn two_limits_in_a_row_give_the_stricter_one() {
     near(sum(&seen), 100.0 + 10_000.0);
 }
 
+/// Row T2 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn a_burst_without_a_rate_holds_nothing_back() {
     let router = throttle(r#""read_burst_size":10"#);
@@ -158,6 +161,7 @@ async fn a_burst_without_a_rate_holds_nothing_back() {
     assert_eq!(started.elapsed(), Duration::ZERO);
 }
 
+/// Row T4 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn a_datagram_is_passed_whole_and_the_next_waits_off_the_debt() {
     let router = throttle(r#""read_bytes_per_second":1000,"read_burst_size":100"#);
@@ -182,6 +186,7 @@ async fn latency_holds_a_connection_once() {
     assert_eq!(started.elapsed(), Duration::from_secs(2));
 }
 
+/// Row T5 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn a_wait_ends_when_the_configuration_is_unloaded() {
     let router = throttle(r#""latency":"1h""#);
@@ -204,6 +209,7 @@ async fn tcp() -> (Connection, TcpStream) {
     (Connection::new(Io::Tcp(socket), record, None), client)
 }
 
+/// Row T5 of docs/defects.md.
 #[tokio::test]
 async fn waits_end_soon_after_the_client_resets() {
     for fields in [

@@ -95,6 +95,7 @@ mod tests {
         assert_eq!(certificates(text.as_bytes()).unwrap().len(), 1);
     }
 
+    /// Row D1 of docs/defects.md.
     #[test]
     fn both_kinds_of_encrypted_keys_are_named() {
         for text in [

@@ -189,8 +189,9 @@ impl TlsTerminate {
             });
             let Some(policy) = policy else {
                 return Err(Refusal::internal(format!(
-                    "no connection policy is for server name {:?}",
+                    "no connection policy is for server name {:?} and ALPN {}",
                     hello.server_name().unwrap_or_default(),
+                    offered_protocols(hello),
                 )));
             };
             if policy.drop {
@@ -226,6 +227,25 @@ impl TlsTerminate {
             Ok(Chosen::Config(config))
         })
     }
+}
+
+/// The protocols of a hello for the log. The client chooses them, up to a length that fills a log: only the first are
+/// named, escaped.
+fn offered_protocols(hello: &ClientHello) -> String {
+    const NAMED: usize = 8;
+    const LENGTH: usize = 32;
+    let mut names: Vec<String> = hello
+        .alpn()
+        .take(NAMED)
+        .map(|name| match name.get(..LENGTH) {
+            Some(begin) if name.len() > LENGTH => format!("\"{}…\"", begin.escape_ascii()),
+            _ => format!("\"{}\"", name.escape_ascii()),
+        })
+        .collect();
+    if hello.alpn().nth(NAMED).is_some() {
+        names.push("…".to_owned());
+    }
+    format!("[{}]", names.join(", "))
 }
 
 /// What there is for a client's hello.

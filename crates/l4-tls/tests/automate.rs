@@ -352,6 +352,7 @@ async fn a_data_directory_of_caddy_is_taken_over() {
     );
 }
 
+/// Row D9 of docs/defects.md.
 #[test]
 fn loading_writes_nothing() {
     let dir = TempDir::new().unwrap();
@@ -606,6 +607,7 @@ async fn an_authority_that_is_made_has_a_name_of_its_own() {
     );
 }
 
+/// Row D10 of docs/defects.md.
 #[tokio::test]
 async fn a_policy_without_issuers_is_for_internal_names() {
     let dir = TempDir::new().unwrap();
@@ -1100,6 +1102,7 @@ fn what_is_wrong_with_storage_is_said_even_if_nobody_uses_it() {
     assert_eq!(errors(&json!({"storage": {"module": "file_system"}})), "");
 }
 
+/// Row D3 of docs/defects.md.
 #[test]
 fn that_no_trust_store_is_touched_is_said_to_who_asks_for_it() {
     let dir = TempDir::new().unwrap();

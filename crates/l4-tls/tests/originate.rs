@@ -1011,6 +1011,7 @@ fn loads(address: &str, tls: Value) -> (String, String) {
     (errors.unwrap_or_default(), said(&loaded.warnings))
 }
 
+/// Row P5 of docs/defects.md.
 #[test]
 fn faulty_settings_are_refused_with_what_would_be_right() {
     let dir = tempfile::tempdir().unwrap();
@@ -1168,6 +1169,7 @@ fn faulty_settings_are_refused_with_what_would_be_right() {
     }
 }
 
+/// Row D7 of docs/defects.md.
 #[test]
 fn what_has_no_effect_is_warned_about() {
     let one = self_signed(params(&["a"]));

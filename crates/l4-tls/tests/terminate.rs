@@ -313,6 +313,7 @@ async fn versions_outside_the_policy_are_refused() {
     }
 }
 
+/// Row L2 of docs/defects.md.
 #[tokio::test]
 async fn alpn_is_agreed_on_in_the_order_of_the_server() {
     let certificate = pair(&["a.test"]);
@@ -443,6 +444,7 @@ async fn the_first_policy_that_matches_counts_and_without_one_the_client_is_refu
     assert!(error.contains("InternalError"), "{error}");
 }
 
+/// Row L3 of docs/defects.md.
 #[tokio::test]
 async fn the_first_policy_that_matches_counts_however_many_there_are() {
     let certificate = pair(&["*.test"]);
@@ -497,6 +499,7 @@ async fn what_is_not_tls_gets_an_alert() {
     }
 }
 
+/// Rows D-17 and L1 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_stays_silent_is_let_go() {
     let text = config(
@@ -533,6 +536,7 @@ async fn placeholders_say_what_was_agreed_on() {
     );
 }
 
+/// Row D-21 of docs/defects.md.
 #[tokio::test]
 async fn l4_placeholders_say_what_was_agreed_on_though_a_matcher_read_the_hello_before() {
     let loaded = vec![pair(&["a.test"]).pem()];
@@ -575,6 +579,7 @@ async fn l8_captures_of_a_policy_and_placeholders_in_it_work() {
     assert!(server.told(&client(), "c.test").await.is_err());
 }
 
+/// Row L12 of docs/defects.md.
 #[tokio::test]
 async fn sessions_are_resumed_unless_clients_authenticate() {
     let certificate = pair(&["a.test"]);
@@ -853,6 +858,7 @@ fn files_and_folders_are_loaded_and_what_is_wrong_with_them_is_said() {
     }
 }
 
+/// Rows L7 and D6 of docs/defects.md.
 #[test]
 fn faulty_policies_are_refused() {
     for (policy, expected) in [

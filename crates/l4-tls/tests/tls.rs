@@ -34,6 +34,7 @@ fn bare_tls_matches_every_client_once_its_hello_is_complete() {
     }
 }
 
+/// Rows M-03 and M-14 of docs/defects.md.
 #[test]
 fn bare_tls_refuses_what_is_not_a_hello() {
     let tls = tls("{}");
@@ -134,6 +135,7 @@ fn name_no_client_can_send_is_a_warning() {
     }
 }
 
+/// Row M-16 of docs/defects.md.
 #[test]
 fn names_may_come_from_the_connection() {
     let tls = tls(r#"{"sni": ["*.{l4.vars.domain}", "x.{l4.vars.other}"]}"#);
@@ -190,6 +192,7 @@ fn thousands_of_names_in_one_list_are_told_apart() {
     }
 }
 
+/// Row M-17 of docs/defects.md.
 #[test]
 fn sni_regexp_captures_as_sent_whatever_the_case() {
     let tls = tls(
@@ -254,6 +257,7 @@ fn repetition_that_is_taken_for_a_placeholder_is_a_warning() {
     }
 }
 
+/// Row M-18 of docs/defects.md.
 #[test]
 fn captures_stay_only_if_every_condition_holds() {
     let tls = tls(r#"{"sni_regexp": {"pattern": "(.*)"}, "alpn": ["nope"]}"#);
@@ -262,6 +266,7 @@ fn captures_stay_only_if_every_condition_holds() {
     assert_eq!(expand(&conn, "[{tls.regexp.1}]"), "[]");
 }
 
+/// Row M-27 of docs/defects.md.
 #[test]
 fn alpn_matches_one_of_the_offered_protocols() {
     for (protocols, expected) in [
@@ -392,6 +397,7 @@ fn placeholders_are_readable_even_if_the_conditions_fail() {
     assert_eq!(expand(&conn, "[{l4.tls.server_name}]"), "[]");
 }
 
+/// Row M-19 of docs/defects.md.
 #[test]
 fn bad_settings_are_refused_where_they_stand() {
     for (json, pointer, message) in [

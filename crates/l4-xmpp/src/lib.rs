@@ -190,6 +190,7 @@ mod tests {
         check(&MatchXmpp, late.as_bytes(), Verdict::Match);
     }
 
+    /// Row M-35 of docs/defects.md.
     #[test]
     fn anything_else_is_refused_at_the_first_other_byte() {
         for (other, after) in [

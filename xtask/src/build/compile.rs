@@ -9,7 +9,8 @@ use cargo_metadata::Message;
 use cargo_metadata::diagnostic::DiagnosticLevel;
 
 use super::generated::{NAME, Registration};
-use crate::shell::{self, Said, shown};
+use super::setcap::Setcap;
+use crate::shell::{self, Said, rustc, shown};
 
 /// Runs `cargo build` and returns the binary called `name`.
 pub(crate) fn run(
@@ -109,10 +110,6 @@ pub(crate) fn check_target(target: &str) -> Result<()> {
     Ok(())
 }
 
-fn rustc() -> Command {
-    Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
-}
-
 /// Whether a binary for `target` runs here.
 fn runs_here(target: Option<&str>) -> bool {
     let Some(target) = target else {
@@ -184,39 +181,18 @@ impl Output {
                 self.path.display()
             )
         })?;
-        let mut binary = Binary {
-            size: std::fs::metadata(&self.unfinished)?.len(),
-            modules: None,
-            version: None,
-            listed: None,
-            validated: None,
-        };
-        if !runs_here(target) {
-            return Ok(binary);
+        match runs_here(target) {
+            true => Binary::asked(&self.unfinished, config),
+            false => Binary::unasked(&self.unfinished),
         }
-        let ask = |args: &[&str]| shell::ask(Command::new(&self.unfinished).args(args));
-        let listed = ask(&["list-modules", "--packages"])?;
-        binary.modules = Some(
-            listed
-                .stdout
-                .lines()
-                .take_while(|line| !line.is_empty())
-                .count(),
-        );
-        binary.version = Some(ask(&["version"])?.stdout.trim().to_owned());
-        if listed.stdout.contains("Non-standard") {
-            let (_, others) = listed.stdout.split_once("\n\n").unwrap_or_default();
-            let others = others.lines().filter(|line| !line.starts_with(' '));
-            binary.modules = binary
-                .modules
-                .map(|count| count + others.filter(|line| !line.is_empty()).count());
-        }
-        binary.listed = Some(listed);
-        if let Some(config) = config {
-            let file = config.display().to_string();
-            binary.validated = Some(ask(&["validate", "--config", &file])?);
-        }
-        Ok(binary)
+    }
+
+    /// Lets who is not root listen on ports below 1024 with the binary. Before it is at its place: no way to that state is
+    /// a build that went half well.
+    pub(crate) fn set_capability(&self, setcap: &Setcap) -> Result<()> {
+        setcap
+            .run(&self.unfinished)
+            .with_context(|| format!("{} was not written", self.path.display()))
     }
 
     /// Moves the binary to its place.
@@ -248,6 +224,44 @@ pub(crate) struct Binary {
 }
 
 impl Binary {
+    /// Asks the program what it is.
+    pub(crate) fn asked(program: &Path, config: Option<&Path>) -> Result<Self> {
+        let mut binary = Self::unasked(program)?;
+        let ask = |args: &[&str]| shell::ask(Command::new(program).args(args));
+        let listed = ask(&["list-modules", "--packages"])?;
+        binary.modules = Some(
+            listed
+                .stdout
+                .lines()
+                .take_while(|line| !line.is_empty())
+                .count(),
+        );
+        binary.version = Some(ask(&["version"])?.stdout.trim().to_owned());
+        if listed.stdout.contains("Non-standard") {
+            let (_, others) = listed.stdout.split_once("\n\n").unwrap_or_default();
+            let others = others.lines().filter(|line| !line.starts_with(' '));
+            binary.modules = binary
+                .modules
+                .map(|count| count + others.filter(|line| !line.is_empty()).count());
+        }
+        binary.listed = Some(listed);
+        if let Some(config) = config {
+            let file = config.display().to_string();
+            binary.validated = Some(ask(&["validate", "--config", &file])?);
+        }
+        Ok(binary)
+    }
+
+    fn unasked(program: &Path) -> Result<Self> {
+        Ok(Self {
+            size: std::fs::metadata(program)?.len(),
+            modules: None,
+            version: None,
+            listed: None,
+            validated: None,
+        })
+    }
+
     /// Refuses a binary that does not start, and one in which a crate is that brought nothing.
     pub(crate) fn check(&self, registrations: &[Registration]) -> Result<()> {
         let Some(listed) = &self.listed else {

@@ -23,6 +23,17 @@ pub(crate) struct Recipe {
     pub(crate) families: Option<Vec<String>>,
     pub(crate) modules: Vec<Module>,
     pub(crate) replacements: Vec<Module>,
+    pub(crate) patches: Vec<Patch>,
+}
+
+/// An entry of a section `[patch.…]` that a crate of others has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Patch {
+    /// What is patched, as in the heading: `crates-io`, or a URL in quotes.
+    pub(crate) registry: String,
+    pub(crate) name: String,
+    /// What stands behind the `=`, with absolute paths.
+    pub(crate) value: String,
 }
 
 /// What is registered: known only once cargo has resolved the dependencies.
@@ -90,7 +101,7 @@ impl Recipe {
         for module in &self.modules {
             let _ = writeln!(text, "{} = {}", module.name, dependency(module));
         }
-        text.push_str("\n[patch.crates-io]\n");
+        let _ = write!(text, "\n[patch.{CRATES_IO}]\n");
         for (name, _, directory) in &self.workspace {
             let _ = writeln!(
                 text,
@@ -101,11 +112,39 @@ impl Recipe {
         for module in &self.replacements {
             let _ = writeln!(text, "{} = {}", module.name, dependency(module));
         }
+        self.write_patches(&mut text);
         text.push('\n');
         text.push_str(&profiles(&self.manifest));
         text
     }
 }
+
+impl Recipe {
+    /// What others have patched, behind what this checkout patches: that goes first, as does --replace.
+    fn write_patches(&self, text: &mut String) {
+        let taken = |name: &str| {
+            self.workspace.iter().any(|(ours, ..)| ours == name)
+                || self.replacements.iter().any(|module| module.name == name)
+        };
+        let mut patches: Vec<&Patch> = self
+            .patches
+            .iter()
+            .filter(|patch| !taken(&patch.name))
+            .collect();
+        // In the section that is open, then each other one as a whole.
+        patches.sort_by_key(|patch| (patch.registry != CRATES_IO, patch.registry.clone()));
+        let mut section = CRATES_IO;
+        for patch in patches {
+            if patch.registry != section {
+                section = &patch.registry;
+                let _ = write!(text, "\n[patch.{section}]\n");
+            }
+            let _ = writeln!(text, "{} = {}", patch.name, patch.value);
+        }
+    }
+}
+
+const CRATES_IO: &str = "crates-io";
 
 /// The sections of a manifest that only count at the root of a workspace.
 fn profiles(manifest: &str) -> String {
@@ -219,6 +258,7 @@ mod tests {
             families: Some(vec!["tls".to_owned()]),
             modules: vec![module("my-l4@1.2.3=/my l4"), git, module("l4-redis+!default@0.2")],
             replacements: vec![module("rustls=/fork")],
+            patches: Vec::new(),
         }
     }
 
@@ -239,6 +279,32 @@ mod tests {
         }
         assert!(
             text.ends_with("[profile.dev]\ndebug = 1\n\n[profile.dist]\nlto = \"fat\"\n\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn patches_of_others_stand_behind_ours_and_replace_none() {
+        let patch = |registry: &str, name: &str| Patch {
+            registry: registry.to_owned(),
+            name: name.to_owned(),
+            value: "{ path = \"/theirs\" }".to_owned(),
+        };
+        let text = Recipe {
+            patches: vec![
+                patch("\"https://host/r\"", "a"),
+                patch(CRATES_IO, "b"),
+                patch(CRATES_IO, "l4-core"),
+                patch(CRATES_IO, "rustls"),
+            ],
+            ..recipe()
+        }
+        .cargo_toml();
+        let (_, behind) = text.split_once("rustls = { path = \"/fork\" }\n").unwrap();
+        assert!(
+            behind.starts_with(
+                "b = { path = \"/theirs\" }\n\n[patch.\"https://host/r\"]\na = { path = \"/theirs\" }\n\n[profile.dev]"
+            ),
             "{text}"
         );
     }

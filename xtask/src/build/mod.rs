@@ -9,6 +9,7 @@ mod from;
 mod generated;
 pub(crate) mod licence;
 mod resolve;
+mod setcap;
 mod wanted;
 
 use std::path::{Path, PathBuf};
@@ -18,13 +19,15 @@ use anyhow::{Context as _, Result, bail};
 use cargo_metadata::Metadata;
 
 use self::compile::Output;
+pub(crate) use self::generated::Patch;
 use self::generated::{Recipe, Registration};
 use self::resolve::Asked;
+use self::setcap::Setcap;
 use self::wanted::{Module, Wanted};
 use crate::features;
 use crate::shell::{cargo, root};
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 #[command(
     after_help = "NAME is a module family (cargo xtask build --list), `none` for nothing but the modules that \
     every build has, or a crate: NAME[+FEATURE][@VERSION][=SOURCE]. +!default leaves its default features out, 1.2.3 \
@@ -65,18 +68,32 @@ pub(crate) struct Args {
     /// Write the generated crate into this directory and build nothing.
     #[arg(long, value_name = "DIR")]
     generate_only: Option<PathBuf>,
+    /// Let the binary listen on ports below 1024 without being run by root. Asks sudo, unless run by root.
+    #[arg(long)]
+    setcap: bool,
     /// List the module families and end.
     #[arg(long)]
     list: bool,
     /// Passed on to `cargo build`.
     #[arg(last = true)]
     cargo: Vec<String>,
+    /// What a crate that is built in has patched.
+    #[arg(skip)]
+    patches: Vec<Patch>,
 }
 
 impl Args {
     fn target(&self) -> Option<String> {
         let variable = || std::env::var("CARGO_BUILD_TARGET").ok();
         self.target.clone().or_else(variable)
+    }
+
+    fn asked<'a>(&self, target: Option<&'a str>) -> Asked<'a> {
+        Asked {
+            target,
+            locked: self.locked,
+            offline: self.offline,
+        }
     }
 }
 
@@ -93,6 +110,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(target) = &target {
         compile::check_target(target)?;
     }
+    let setcap = match args.setcap {
+        true => Some(Setcap::find(target.as_deref())?),
+        false => None,
+    };
     let here = std::env::current_dir()?;
     let mut wanted = Wanted::parse(&args.with, &families, &here)?;
     if let Some(file) = &args.from {
@@ -119,6 +140,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 );
             }
         }
+        if let Some(setcap) = &setcap {
+            output.set_capability(setcap)?;
+        }
         output.finish(&binary)?;
         eprintln!(
             "\n{}: {:.1} MiB{}, {:.1} s\nmodule families: {}{}\nlicence: {}",
@@ -142,6 +166,34 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         return Ok(());
     }
+}
+
+/// What `cargo xtask run` builds.
+pub(crate) struct ForRunning {
+    /// As after `--with`.
+    pub(crate) with: Vec<String>,
+    pub(crate) profile: String,
+    pub(crate) offline: bool,
+    pub(crate) patches: Vec<Patch>,
+}
+
+/// Builds a program to run at once, and says where cargo has put it.
+pub(crate) fn program(wanted: ForRunning) -> Result<PathBuf> {
+    let workspace = features::metadata()?;
+    let args = Args {
+        with: wanted.with,
+        profile: wanted.profile,
+        offline: wanted.offline,
+        patches: wanted.patches,
+        ..Args::default()
+    };
+    let families = features::names(&workspace)?;
+    let wanted = Wanted::parse(&args.with, &families, &std::env::current_dir()?)?;
+    let Some(built) = compiled(&args, &workspace, &wanted)? else {
+        bail!("nothing was built");
+    };
+    compile::Binary::asked(&built.binary, None)?.check(&built.registrations)?;
+    Ok(built.binary)
 }
 
 /// The module family of that name, if there is one.
@@ -174,12 +226,47 @@ fn build(
     wanted: &Wanted,
     output: &Output,
 ) -> Result<Option<(compile::Binary, Summary)>> {
-    let target = args.target();
-    let asked = Asked {
-        target: target.as_deref(),
-        locked: args.locked,
-        offline: args.offline,
+    let Some(built) = compiled(args, workspace, wanted)? else {
+        return Ok(None);
     };
+    let target = args.target();
+    let binary = output.take(&built.binary, target.as_deref(), args.from.as_deref())?;
+    binary.check(&built.registrations)?;
+
+    let (licence, because) = linked_licence(&built.selection, &args.asked(target.as_deref()))?;
+    let crates: Vec<String> = built
+        .registrations
+        .iter()
+        .map(|registration| format!("{} {}", registration.package, registration.version))
+        .collect();
+    Ok(Some((
+        binary,
+        Summary {
+            crates: match crates.is_empty() {
+                true => String::new(),
+                false => format!("\ncrates: {}", crates.join(", ")),
+            },
+            licence: match because.is_empty() {
+                true => licence,
+                false => format!("{licence} (because of {})", because.join(", ")),
+            },
+        },
+    )))
+}
+
+/// What cargo has built.
+struct Compiled {
+    /// Where cargo has put it.
+    binary: PathBuf,
+    /// How cargo was told what to build.
+    selection: Vec<String>,
+    registrations: Vec<Registration>,
+}
+
+/// Has cargo build what is wanted. `None` if nothing was to be built.
+fn compiled(args: &Args, workspace: &Metadata, wanted: &Wanted) -> Result<Option<Compiled>> {
+    let target = args.target();
+    let asked = args.asked(target.as_deref());
     let generated = !wanted.crates.is_empty()
         || !args.replace.is_empty()
         || args.lock.is_some()
@@ -222,28 +309,12 @@ fn build(
         .arg("--target-dir")
         .arg(&workspace.target_directory);
     asked.pass_on(&mut command);
-    let built = compile::run(command.args(&args.cargo), name, &registrations)?;
-    let binary = output.take(&built, target.as_deref(), args.from.as_deref())?;
-    binary.check(&registrations)?;
-
-    let (licence, because) = linked_licence(&selection, &asked)?;
-    let crates: Vec<String> = registrations
-        .iter()
-        .map(|registration| format!("{} {}", registration.package, registration.version))
-        .collect();
-    Ok(Some((
+    let binary = compile::run(command.args(&args.cargo), name, &registrations)?;
+    Ok(Some(Compiled {
         binary,
-        Summary {
-            crates: match crates.is_empty() {
-                true => String::new(),
-                false => format!("\ncrates: {}", crates.join(", ")),
-            },
-            licence: match because.is_empty() {
-                true => licence,
-                false => format!("{licence} (because of {})", because.join(", ")),
-            },
-        },
-    )))
+        selection,
+        registrations,
+    }))
 }
 
 fn linked_licence(selection: &[String], asked: &Asked<'_>) -> Result<(String, Vec<String>)> {
@@ -299,6 +370,7 @@ fn generate(
         families: wanted.families.clone(),
         modules,
         replacements,
+        patches: args.patches.clone(),
     };
     let directory = match &args.generate_only {
         Some(directory) => {

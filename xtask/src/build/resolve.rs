@@ -418,6 +418,7 @@ mod tests {
             families: None,
             modules: Vec::new(),
             replacements: Vec::new(),
+            patches: Vec::new(),
         }
     }
 

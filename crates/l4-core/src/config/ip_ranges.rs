@@ -188,6 +188,7 @@ mod tests {
         assert!(!has(&["::ffff:192.0.2.1"], "192.0.2.1"));
     }
 
+    /// Row M-31 of docs/defects.md.
     #[test]
     fn zone_of_an_address_is_ignored_and_of_a_prefix_refused() {
         assert!(has(&["fe80::1%eth0"], "fe80::1"));

@@ -119,6 +119,7 @@ fn keyed_routes() -> impl Strategy<Value = Vec<Vec<Vec<Model>>>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
+    /// Rows D-01 and M-18 of docs/defects.md.
     #[test]
     fn the_same_bytes_have_the_same_outcome_however_they_are_cut(
         routes in routes(),

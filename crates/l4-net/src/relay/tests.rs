@@ -161,6 +161,7 @@ proptest! {
         });
     }
 
+    /// Row P26 of docs/defects.md.
     #[test]
     fn every_peer_gets_everything_and_answers_are_merged_whole(
         up in ops(), downs in prop::collection::vec(1usize..2000, 2..4), capacity in 1usize..400,
@@ -415,6 +416,7 @@ async fn an_upstream_connection_that_lasts_is_probed() {
     relaying.abort();
 }
 
+/// Row P10 of docs/defects.md.
 #[tokio::test]
 async fn a_client_reset_resets_the_upstream() {
     let (client, mut server, relaying, _) = tcp_pair().await;
@@ -598,6 +600,7 @@ async fn a_slow_reader_holds_back_a_fast_sender() {
     }
 }
 
+/// Rows D-17 and P11 of docs/defects.md.
 #[tokio::test]
 async fn a_client_that_lingers_after_the_end_is_let_go() {
     let limits = Limits {
@@ -610,6 +613,7 @@ async fn a_client_that_lingers_after_the_end_is_let_go() {
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
 }
 
+/// Row P11 of docs/defects.md.
 #[tokio::test(start_paused = true)]
 async fn silence_ends_a_connection_with_an_idle_limit_and_traffic_keeps_it() {
     let limits = Limits {

@@ -89,6 +89,17 @@ struct Found {
     down: CancellationToken,
     /// When somebody last began a check.
     begun: Option<Instant>,
+    /// It has no result yet.
+    under_way: bool,
+}
+
+/// A check that was begun: until this is dropped, nobody begins another.
+struct UnderWay<'a>(&'a Health);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.found().under_way = false;
+    }
 }
 
 /// The state of a peer and how many results in a row spoke against it.
@@ -112,6 +123,7 @@ impl Health {
                 },
                 down: CancellationToken::new(),
                 begun: None,
+                under_way: false,
             }),
         }
     }
@@ -133,17 +145,20 @@ impl Health {
         self.found().down.clone()
     }
 
-    /// Whether a check is due at `now`: handlers with the same settings take turns, so that their common streaks grow by
-    /// one in an interval. Half an interval leaves room for timers that fire late.
-    fn begin(&self, now: Instant) -> bool {
+    /// Begins a check if one is due at `now`: handlers with the same settings take turns, so that their common streaks
+    /// grow by one in an interval. Half an interval leaves room for timers that fire late. While a check takes longer
+    /// than that, none of them begins another.
+    fn begin(&self, now: Instant) -> Option<UnderWay<'_>> {
         let mut found = self.found();
         let due = found
             .begun
             .is_none_or(|begun| now.duration_since(begun) >= self.settings.interval / 2);
-        if due {
-            found.begun = Some(now);
+        if found.under_way || !due {
+            return None;
         }
-        due
+        found.begun = Some(now);
+        found.under_way = true;
+        Some(UnderWay(self))
     }
 
     /// Enters a result; the new state if it changed.
@@ -202,9 +217,9 @@ pub(crate) async fn check(peer: Target, health: Arc<Health>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if !health.begin(Instant::now()) {
+        let Some(_under_way) = health.begin(Instant::now()) else {
             continue;
-        }
+        };
         let outcome = probe(&target, &options).await;
         if let Err(error) = &outcome {
             info!(
@@ -272,6 +287,7 @@ mod tests {
         assert!(health.is_up());
     }
 
+    /// Row P19 of docs/defects.md.
     #[test]
     fn who_registers_after_the_peer_went_down_learns_so_too() {
         let health = Health::new(
@@ -294,10 +310,22 @@ mod tests {
     fn two_handlers_make_one_check_in_an_interval() {
         let (health, start) = (Health::new(SETTINGS, Fixed::default()), Instant::now());
         let at = |millis| start + Duration::from_millis(millis);
-        assert!(health.begin(at(0)));
-        assert!(!health.begin(at(1)));
-        assert!(health.begin(at(29_990)), "a timer that was late before");
-        assert!(!health.begin(at(30_001)));
-        assert!(health.begin(at(60_000)));
+        let begins = |millis| health.begin(at(millis)).is_some();
+        assert!(begins(0));
+        assert!(!begins(1));
+        assert!(begins(29_990), "a timer that was late before");
+        assert!(!begins(30_001));
+        assert!(begins(60_000));
+    }
+
+    #[test]
+    fn p23_nobody_begins_a_check_while_one_is_under_way() {
+        let (health, start) = (Health::new(SETTINGS, Fixed::default()), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let slow = health.begin(at(0));
+        assert!(slow.is_some());
+        assert!(health.begin(at(30)).is_none() && health.begin(at(3000)).is_none());
+        drop(slow);
+        assert!(health.begin(at(3001)).is_some());
     }
 }

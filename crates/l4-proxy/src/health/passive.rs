@@ -132,6 +132,7 @@ mod tests {
         assert!(!failures.reached(1, || at(14)));
     }
 
+    /// Row P23 of docs/defects.md.
     #[test]
     fn a_flood_of_failures_is_remembered_in_a_few_places() {
         let (failures, start) = (Failures::default(), Instant::now());

@@ -85,6 +85,7 @@ fn number_text(text: &str) -> String {
 mod tests {
     use super::*;
 
+    /// Row M-34 of docs/defects.md.
     #[test]
     fn values_have_the_text_form_of_placeholders() {
         for (json, text) in [

@@ -208,6 +208,7 @@ mod tests {
         }
     }
 
+    /// Row M-30 of docs/defects.md.
     #[test]
     fn a_window_that_ends_before_it_begins_crosses_midnight() {
         let night = clock(r#"{"after": "22:00:00", "before": "06:00:00"}"#);

@@ -323,6 +323,7 @@ mod tests {
         assert!(loaded.warnings[0].pointer().ends_with("/regexp/pattern"));
     }
 
+    /// Row M-36 of docs/defects.md.
     #[test]
     fn what_cannot_work_is_refused_in_its_place() {
         let refused = |json| {

@@ -95,6 +95,7 @@ fn client_without_a_version_list_supports_up_to_its_legacy_version() {
     assert_eq!(of(0x0304).1, 0x0303);
 }
 
+/// Rows D-21 and M-15 of docs/defects.md.
 #[test]
 fn highest_known_version_wins_over_drafts_and_grease() {
     let of = |versions: &[u16]| {
@@ -254,6 +255,7 @@ fn length_that_contradicts_is_refused_when_it_is_read() {
     );
 }
 
+/// Row M-17 of docs/defects.md.
 #[test]
 fn malformed_extension_is_refused() {
     let sni = |entries: &[u8]| (0, sized(entries));

@@ -124,6 +124,7 @@ fn a_handler_that_has_ended_is_not_queued_to() {
     assert_eq!(socket.stats.opened(), 101);
 }
 
+/// Row D-08 of docs/defects.md.
 #[test]
 fn an_empty_datagram_opens_a_session_and_is_received() {
     let mut socket = Socket::default();
@@ -132,6 +133,7 @@ fn an_empty_datagram_opens_a_session_and_is_received() {
     assert!(socket.recv(&lane).is_pending());
 }
 
+/// Rows D-09 and U3 of docs/defects.md.
 #[test]
 fn a_late_close_leaves_the_new_session_of_the_peer_alone() {
     let mut socket = Socket::default();
@@ -158,6 +160,7 @@ fn a_late_close_leaves_the_new_session_of_the_peer_alone() {
     assert_eq!(socket.recv(&third), data(5));
 }
 
+/// Row D-09 of docs/defects.md.
 #[test]
 fn sessions_can_be_closed_when_the_socket_is_gone() {
     let mut socket = Socket::default();
@@ -190,6 +193,7 @@ fn a_datagram_of_nobody_is_counted() {
     assert!(socket.table.is_empty());
 }
 
+/// Row D-11 of docs/defects.md.
 #[test]
 fn idle_time_has_full_resolution_and_data_comes_first() {
     let mut socket = Socket::default();
@@ -210,6 +214,7 @@ fn idle_time_has_full_resolution_and_data_comes_first() {
     assert!(socket.table.is_empty());
 }
 
+/// Row U5 of docs/defects.md.
 #[test]
 fn sending_to_the_peer_keeps_the_session() {
     let mut socket = Socket::default();

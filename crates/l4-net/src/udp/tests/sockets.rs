@@ -323,6 +323,7 @@ async fn a_datagram_that_is_too_long_is_an_error_of_its_own() {
     assert_eq!(server.stats.sent(), 1);
 }
 
+/// Row U5 of docs/defects.md.
 #[tokio::test]
 async fn both_directions_keep_a_session_and_silence_ends_it() {
     let idle = Duration::from_millis(400);
@@ -388,6 +389,7 @@ async fn a_flood_of_senders_is_bounded() {
     eventually(|| server.stats.opened() == 51).await;
 }
 
+/// Rows D-07 and U4 of docs/defects.md.
 #[tokio::test]
 async fn a_session_that_does_not_read_stalls_nobody() {
     let (give, mut stuck) = mpsc::channel(1);
@@ -459,6 +461,7 @@ async fn a_socket_that_reports_icmp_errors_is_recognised() {
     }
 }
 
+/// Row U2 of docs/defects.md.
 #[tokio::test]
 async fn icmp_errors_end_neither_the_socket_nor_a_session() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -702,6 +705,7 @@ async fn unixgram_addresses_are_named_as_in_logs() {
     );
 }
 
+/// Row D-10 of docs/defects.md.
 #[tokio::test]
 async fn an_unnamed_unixgram_peer_is_dropped_and_counted() {
     let unix = Unixgram::echo();
