@@ -24,6 +24,9 @@ use self::wanted::{Module, Wanted};
 use crate::features;
 use crate::shell::{cargo, root};
 
+/// The set of families that is for machines with little room.
+const TINY: &str = "tiny";
+
 #[derive(clap::Args)]
 #[command(
     after_help = "NAME is a module family (cargo xtask build --list), `none` for nothing but the modules that \
@@ -44,9 +47,10 @@ pub(crate) struct Args {
     /// Where to put the binary. Default: `conncept` in the current directory.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// The cargo profile: `dist` is small and slow to build, `release` the other way round.
-    #[arg(long, default_value = "dist")]
-    profile: String,
+    /// The cargo profile: `dist` and, smaller, `small` are slow to build, `release` is not. Default: `dist`, or `small`
+    /// with `tiny`.
+    #[arg(long)]
+    profile: Option<String>,
     /// Build for another target. Default: CARGO_BUILD_TARGET, or this machine.
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,
@@ -65,7 +69,7 @@ pub(crate) struct Args {
     /// Write the generated crate into this directory and build nothing.
     #[arg(long, value_name = "DIR")]
     generate_only: Option<PathBuf>,
-    /// List the module families and end.
+    /// List the module families, and the names for several of them, and end.
     #[arg(long)]
     list: bool,
     /// Passed on to `cargo build`.
@@ -78,6 +82,15 @@ impl Args {
         let variable = || std::env::var("CARGO_BUILD_TARGET").ok();
         self.target.clone().or_else(variable)
     }
+
+    fn profile(&self, wanted: &Wanted) -> &str {
+        let tiny = || wanted.families.iter().flatten().any(|name| name == TINY);
+        match &self.profile {
+            Some(profile) => profile,
+            None if tiny() => "small",
+            None => "dist",
+        }
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -85,7 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let workspace = features::metadata()?;
     let families = features::names(&workspace)?;
     if args.list {
-        println!("{}", families.join("\n"));
+        print!("{}", list(&features::table(&workspace)?));
         return Ok(());
     }
     let target = args.target();
@@ -144,6 +157,28 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
+/// A family a line, then what the names of several stand for.
+fn list(features: &features::Table) -> String {
+    let is_set = |parts: &[String]| parts.iter().all(|part| features.contains_key(part));
+    let (sets, families): (Vec<_>, Vec<_>) = features
+        .iter()
+        .filter(|(name, _)| *name != "default")
+        .partition(|(_, parts)| is_set(parts));
+    let mut text: String = families
+        .iter()
+        .map(|(name, _)| format!("{name}\n"))
+        .collect();
+    for (name, parts) in sets {
+        // `full` is the default, which is a name for cargo only.
+        let parts = match parts.as_slice() {
+            [one] if one == "default" => &features[one],
+            parts => parts,
+        };
+        text.push_str(&format!("{name}: {}\n", parts.join(", ")));
+    }
+    text
+}
+
 /// The module family of that name, if there is one.
 pub(crate) fn family_called(name: &str) -> Result<Option<String>> {
     let families = features::names(&features::metadata()?)?;
@@ -190,7 +225,7 @@ fn build(
             eprintln!(
                 "{}: build it with cargo build --profile {}",
                 directory.display(),
-                args.profile
+                args.profile(wanted)
             );
             return Ok(None);
         }
@@ -218,7 +253,7 @@ fn build(
     command
         .arg("build")
         .args(&selection)
-        .args(["--bin", name, "--profile", &args.profile])
+        .args(["--bin", name, "--profile", args.profile(wanted)])
         .arg("--target-dir")
         .arg(&workspace.target_directory);
     asked.pass_on(&mut command);
