@@ -1,13 +1,15 @@
 //! `cargo xtask features`: the builds that `--workspace`, which unifies features, never makes.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::{Metadata, MetadataCommand};
 
 use crate::build::licence;
 use crate::shell::{self, cargo, root};
 
-/// Checks `conncept` with no feature, each alone and all; then every library crate on its own. And that the feature
-/// `permissive` is permissive.
+/// Checks `conncept` with no feature, each alone, each set of them and all; then every library crate on its own, as it is
+/// by default and with none and each of the features it has. And that the feature `permissive` is permissive.
 pub(crate) fn run() -> Result<()> {
     check_licences()?;
     let metadata = metadata()?;
@@ -24,8 +26,23 @@ pub(crate) fn run() -> Result<()> {
     }
     clippy(&["--package", "conncept", "--all-features"])?;
     for package in metadata.workspace_packages() {
-        if package.name.starts_with("l4-") {
-            clippy(&["--package", package.name.as_str()])?;
+        if !package.name.starts_with("l4-") {
+            continue;
+        }
+        let name = package.name.as_str();
+        clippy(&["--package", name])?;
+        if package.features.is_empty() {
+            continue;
+        }
+        let own = package.features.keys().filter(|name| *name != "default");
+        for feature in own.map(String::as_str).chain([""]) {
+            clippy(&[
+                "--package",
+                name,
+                "--no-default-features",
+                "--features",
+                feature,
+            ])?;
         }
     }
     Ok(())
@@ -56,19 +73,24 @@ fn check_licences() -> Result<()> {
     }
 }
 
-/// The features of `conncept` that stand for a module family or a set of them.
-pub(crate) fn names(metadata: &Metadata) -> Result<Vec<String>> {
+/// The features of a package, and what each of them switches on.
+pub(crate) type Table = BTreeMap<String, Vec<String>>;
+
+/// The features of `conncept`.
+pub(crate) fn table(metadata: &Metadata) -> Result<Table> {
     let conncept = metadata
         .workspace_packages()
         .into_iter()
         .find(|package| package.name.as_str() == "conncept")
         .context("this workspace has no package conncept")?;
-    Ok(conncept
-        .features
-        .keys()
-        .filter(|name| *name != "default")
-        .cloned()
-        .collect())
+    Ok(conncept.features.clone())
+}
+
+/// The features of `conncept` that stand for a module family or a set of them.
+pub(crate) fn names(metadata: &Metadata) -> Result<Vec<String>> {
+    let mut names: Vec<String> = table(metadata)?.into_keys().collect();
+    names.retain(|name| name != "default");
+    Ok(names)
 }
 
 pub(crate) fn metadata() -> Result<Metadata> {

@@ -5,7 +5,7 @@ use l4_core::Registry;
 /// Enters the modules that the Cargo features of this build bring, and the names of those it was made without.
 pub fn builtin(reg: &mut Registry) {
     l4_std::register(reg);
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "tls_matcher")]
     l4_tls::register(reg);
     #[cfg(feature = "http")]
     l4_http::register(reg);
@@ -29,16 +29,34 @@ pub fn builtin(reg: &mut Registry) {
     l4_throttle::register(reg);
     #[cfg(feature = "tee")]
     l4_tee::register(reg);
-    leave_out(reg, FAMILIES.iter().filter(|family| !family.built));
+    let (built, left_out): (Vec<_>, Vec<_>) = FAMILIES.iter().partition(|family| family.built);
+    leave_out(reg, &left_out, SETS.iter().find(|set| set.built), &built);
 }
 
 /// Enters the names of modules that this build does not have.
-fn leave_out<'a>(reg: &mut Registry, families: impl Iterator<Item = &'a Family>) {
-    for family in families {
+fn leave_out(reg: &mut Registry, left_out: &[&Family], set: Option<&Set>, built: &[&Family]) {
+    for family in left_out {
         for (namespace, name) in family.modules {
-            reg.absent(namespace, name, family.feature);
+            reg.absent(namespace, name, with(set, built, family));
         }
     }
+}
+
+/// What `--with` names for a build that has `further` as well: a set if there is one, what is built in beside it, and
+/// nothing that is part of something else.
+fn with(set: Option<&Set>, built: &[&Family], further: &Family) -> String {
+    let wanted = || built.iter().copied().chain([further]);
+    let named = |family: &&Family| {
+        !set.is_some_and(|set| (set.has)(family))
+            && !wanted().any(|other| family.part_of == Some(other.feature))
+    };
+    let families = wanted().filter(named).map(|family| family.feature);
+    let names: Vec<&str> = set
+        .map(|set| set.name)
+        .into_iter()
+        .chain(families)
+        .collect();
+    names.join(",")
 }
 
 /// The licence that this build may be passed on under.
@@ -61,10 +79,33 @@ struct Family {
     built: bool,
     /// Whether it brings a dependency under GPL-3.0-or-later.
     copyleft: bool,
+    /// The family that has this one in it.
+    part_of: Option<&'static str>,
     /// Namespaces and names. What can only be written inside another module of the family is left out: who asks for
     /// it has asked for the other one first.
     modules: &'static [(&'static str, &'static str)],
 }
+
+/// Families under one name, as `Cargo.toml` defines it.
+struct Set {
+    name: &'static str,
+    built: bool,
+    has: fn(&Family) -> bool,
+}
+
+/// Larger ones first.
+const SETS: &[Set] = &[
+    Set {
+        name: "permissive",
+        built: cfg!(feature = "permissive"),
+        has: |family| !family.copyleft,
+    },
+    Set {
+        name: "tiny",
+        built: cfg!(feature = "tiny"),
+        has: |family| matches!(family.feature, "proxy" | "tls_matcher"),
+    },
+];
 
 const MATCHERS: &str = "layer4.matchers";
 const HANDLERS: &str = "layer4.handlers";
@@ -72,14 +113,15 @@ const PREAMBLES: &str = "layer4.proxy.preambles";
 const TRANSPORTS: &str = "layer4.proxy.transports";
 const APPS: &str = "";
 const STORAGES: &str = "caddy.storage";
+const CONDITIONS: &str = "tls.handshake_match";
 
 const FAMILIES: &[Family] = &[
     Family {
         feature: "tls",
         built: cfg!(feature = "tls"),
         copyleft: false,
+        part_of: None,
         modules: &[
-            (MATCHERS, "tls"),
             (HANDLERS, "tls"),
             (TRANSPORTS, "tls"),
             (APPS, "tls"),
@@ -88,27 +130,38 @@ const FAMILIES: &[Family] = &[
         ],
     },
     Family {
+        feature: "tls_matcher",
+        built: cfg!(feature = "tls_matcher"),
+        copyleft: false,
+        part_of: Some("tls"),
+        modules: &[(MATCHERS, "tls")],
+    },
+    Family {
         feature: "http",
         built: cfg!(feature = "http"),
         copyleft: false,
+        part_of: None,
         modules: &[(MATCHERS, "http")],
     },
     Family {
         feature: "ssh",
         built: cfg!(feature = "ssh"),
         copyleft: false,
+        part_of: None,
         modules: &[(MATCHERS, "ssh")],
     },
     Family {
         feature: "postgres",
         built: cfg!(feature = "postgres"),
         copyleft: false,
+        part_of: None,
         modules: &[(MATCHERS, "postgres"), (HANDLERS, "postgres_tls")],
     },
     Family {
         feature: "proxy_protocol",
         built: cfg!(feature = "proxy_protocol"),
         copyleft: false,
+        part_of: None,
         modules: &[
             (MATCHERS, "proxy_protocol"),
             (HANDLERS, "proxy_protocol"),
@@ -120,12 +173,14 @@ const FAMILIES: &[Family] = &[
         feature: "socks4",
         built: cfg!(feature = "socks4"),
         copyleft: false,
+        part_of: None,
         modules: &[(MATCHERS, "socks4")],
     },
     Family {
         feature: "socks5_matcher",
         built: cfg!(feature = "socks5_matcher"),
         copyleft: false,
+        part_of: Some("socks5"),
         modules: &[(MATCHERS, "socks5")],
     },
     Family {
@@ -133,31 +188,54 @@ const FAMILIES: &[Family] = &[
         built: cfg!(feature = "socks5"),
         // By socks5-proto.
         copyleft: true,
+        part_of: None,
         modules: &[(HANDLERS, "socks5")],
     },
     Family {
         feature: "xmpp",
         built: cfg!(feature = "xmpp"),
         copyleft: false,
+        part_of: None,
         modules: &[(MATCHERS, "xmpp")],
     },
     Family {
         feature: "proxy",
         built: cfg!(feature = "proxy"),
         copyleft: false,
+        part_of: None,
         modules: &[(HANDLERS, "proxy")],
     },
     Family {
         feature: "throttle",
         built: cfg!(feature = "throttle"),
         copyleft: false,
+        part_of: None,
         modules: &[(HANDLERS, "throttle")],
     },
     Family {
         feature: "tee",
         built: cfg!(feature = "tee"),
         copyleft: false,
+        part_of: None,
         modules: &[(HANDLERS, "tee")],
+    },
+    Family {
+        feature: "regexp",
+        built: cfg!(feature = "regexp"),
+        copyleft: false,
+        part_of: None,
+        modules: &[
+            (MATCHERS, "regexp"),
+            (MATCHERS, "vars_regexp"),
+            (CONDITIONS, "sni_regexp"),
+        ],
+    },
+    Family {
+        feature: "clock",
+        built: cfg!(feature = "clock"),
+        copyleft: false,
+        part_of: None,
+        modules: &[(MATCHERS, "clock")],
     },
 ];
 
@@ -171,11 +249,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_catalogue_lists_exactly_the_matchers_and_handlers_of_the_optional_crates() {
+    fn the_catalogue_lists_exactly_the_modules_that_are_not_in_every_build() {
         let mut reg = Registry::new();
         builtin(&mut reg);
         assert_eq!(reg.conflicts(), &[] as &[String]);
-        let top_level = |id: &str| {
+        let own_field = |id: &str| {
             !id.contains('.')
                 || [MATCHERS, HANDLERS, PREAMBLES, TRANSPORTS, STORAGES]
                     .iter()
@@ -185,12 +263,20 @@ mod tests {
                             .is_some()
                     })
         };
-        let present: BTreeSet<String> = reg
-            .modules()
-            .filter(|module| module.origin.package != "l4-std" && top_level(&module.id))
-            .map(|module| module.id)
-            .collect();
-        let listed: BTreeSet<String> = FAMILIES
+        let of_every_build = [
+            "handlers.close",
+            "handlers.echo",
+            "handlers.respond",
+            "handlers.subroute",
+            "handlers.vars",
+            "matchers.ip",
+            "matchers.local_ip",
+            "matchers.not",
+            "matchers.remote_ip",
+            "matchers.vars",
+        ]
+        .map(|name| format!("layer4.{name}"));
+        let mut listed: BTreeSet<String> = FAMILIES
             .iter()
             .filter(|family| family.built)
             .flat_map(|family| family.modules)
@@ -198,16 +284,25 @@ mod tests {
                 APPS => (*name).to_owned(),
                 _ => format!("{namespace}.{name}"),
             })
+            .chain(of_every_build)
             .collect();
+        let present: BTreeSet<String> = reg
+            .modules()
+            .map(|module| module.id)
+            .filter(|id| own_field(id) || listed.contains(id))
+            .collect();
+        // A condition of the matcher `tls`, and so only there with it.
+        if !cfg!(feature = "tls_matcher") {
+            listed.remove("tls.handshake_match.sni_regexp");
+        }
         assert_eq!(present, listed);
     }
 
     #[test]
     fn a_module_of_another_build_is_refused_with_the_command_that_adds_it() {
-        let mut reg = Registry::new();
-        l4_std::register(&mut reg);
-        leave_out(&mut reg, FAMILIES.iter());
         for family in FAMILIES {
+            let mut reg = Registry::new();
+            leave_out(&mut reg, &[family], None, &[]);
             let (namespace, name) = family.modules[0];
             let route = match namespace {
                 MATCHERS => format!(r#"{{"match":[{{"{name}":{{}}}}]}}"#),
@@ -220,7 +315,7 @@ mod tests {
                 panic!("{name} was accepted");
             };
             let said = Errors::from(errors).to_string();
-            let remedy = format!("cargo xtask build --with {}", family.feature);
+            let remedy = format!("cargo xtask build --with {}\n", family.feature);
             assert!(
                 said.contains(&format!("unknown module: {namespace}.{name}")),
                 "{said}"
@@ -229,12 +324,45 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_command_that_adds_a_module_keeps_what_is_there() {
+        let family = |feature: &str| FAMILIES.iter().find(|f| f.feature == feature).unwrap();
+        let case = |set: Option<&str>, built: &[&str], further: &str| {
+            let set = SETS.iter().find(|known| Some(known.name) == set);
+            let built: Vec<&Family> = built.iter().map(|name| family(name)).collect();
+            with(set, &built, family(further))
+        };
+        let tiny = ["tls_matcher", "proxy"];
+        assert_eq!(case(None, &[], "regexp"), "regexp");
+        assert_eq!(case(None, &["proxy"], "tls"), "proxy,tls");
+        assert_eq!(case(None, &tiny, "tls"), "proxy,tls");
+        assert_eq!(case(None, &tiny, "regexp"), "tls_matcher,proxy,regexp");
+        assert_eq!(case(Some("tiny"), &tiny, "regexp"), "tiny,regexp");
+        assert_eq!(case(Some("tiny"), &tiny, "tls"), "tiny,tls");
+        let more = ["tls_matcher", "ssh", "proxy"];
+        assert_eq!(case(Some("tiny"), &more, "clock"), "tiny,ssh,clock");
+        let free = ["tls", "tls_matcher", "http", "socks5_matcher"];
+        assert_eq!(
+            case(Some("permissive"), &free, "socks5"),
+            "permissive,socks5"
+        );
+    }
+
+    #[test]
+    fn sets_have_what_their_features_bring() {
+        for set in SETS.iter().filter(|set| set.built) {
+            let mut members = FAMILIES.iter().filter(|family| (set.has)(family));
+            assert!(members.all(|family| family.built), "{}", set.name);
+        }
+    }
+
     #[cfg(feature = "proxy")]
     #[test]
     fn tls_to_upstreams_in_a_build_without_it_is_refused_with_the_command_that_adds_it() {
         let mut reg = Registry::new();
         l4_proxy::register(&mut reg);
-        leave_out(&mut reg, FAMILIES.iter());
+        let all: Vec<&Family> = FAMILIES.iter().collect();
+        leave_out(&mut reg, &all, None, &[]);
         let text = r#"{"apps":{"layer4":{"servers":{"a":{"routes":[{"handle":[
             {"handler":"proxy","upstreams":[{"dial":["a:1"],"tls":{}}]}]}]}}}}}"#;
         let document = Document::parse("l4.json", text.as_bytes()).unwrap();
@@ -264,6 +392,7 @@ mod tests {
             feature: "x",
             built: true,
             copyleft,
+            part_of: None,
             modules: &[],
         };
         let (free, gpl) = (family(false), family(true));

@@ -17,6 +17,7 @@ pub mod matcher;
 pub mod parsed;
 pub mod placeholder;
 pub mod provision;
+#[cfg(feature = "regexp")]
 pub mod regexp;
 pub mod registry;
 pub mod route;

@@ -135,7 +135,7 @@ pub struct ModuleInfo {
 #[derive(Default)]
 pub struct Registry {
     entries: BTreeMap<(&'static str, &'static str), Entry>,
-    absent: BTreeMap<(&'static str, &'static str), &'static str>,
+    absent: BTreeMap<(&'static str, &'static str), Box<str>>,
     placeholders: Placeholders,
     origin: Option<Origin>,
     conflicts: Vec<String>,
@@ -252,15 +252,15 @@ impl Registry {
         self
     }
 
-    /// Says that a module exists but was left out of this build, and which `--with` name brings it. Ignored for modules
-    /// that are present.
+    /// Says that a module exists but was left out of this build, and which `--with` brings it: the names for a
+    /// build that has everything this one has, and that module. Ignored for modules that are present.
     pub fn absent(
         &mut self,
         namespace: &'static str,
         name: &'static str,
-        feature: &'static str,
+        with: impl Into<Box<str>>,
     ) -> &mut Self {
-        self.absent.insert((namespace, name), feature);
+        self.absent.insert((namespace, name), with.into());
         self
     }
 
@@ -301,13 +301,13 @@ impl Registry {
 
     /// What to tell somebody who asked for a module that is not there.
     pub(crate) fn explain_missing(&self, namespace: &str, name: &str) -> String {
-        if let Some((_, feature)) = self
+        if let Some((_, with)) = self
             .absent
             .iter()
             .find(|((ns, n), _)| *ns == namespace && *n == name)
         {
             return format!(
-                "this build was made without it; add it with: cargo xtask build --with {feature}"
+                "this build was made without it; add it with: cargo xtask build --with {with}"
             );
         }
         let layer4 = (namespace == Apps::NAMESPACE).then_some(crate::app::LAYER4);

@@ -6,7 +6,8 @@
 //! [`not`](matchers::MatchNot), [`vars`](matchers::MatchVars), [`vars_regexp`](matchers::MatchVarsRegexp),
 //! [`regexp`](matchers::MatchRegexp), [`clock`](matchers::MatchClock).
 //!
-//! None of them opens a socket or parses a protocol; what does lives in a crate of its own.
+//! The matchers by regular expressions are there with the feature `regexp`, `clock` with the feature of that name; both
+//! are on by default, and are most of the size of this crate. None of them opens a socket or parses a protocol; what does lives in a crate of its own.
 
 pub mod handlers;
 pub mod matchers;
@@ -25,8 +26,10 @@ pub fn register(reg: &mut Registry) {
         .matcher_as::<matchers::MatchRemoteIp>("ip")
         .matcher::<matchers::MatchLocalIp>()
         .matcher::<matchers::MatchNot>()
-        .matcher::<matchers::MatchVars>()
-        .matcher::<matchers::MatchVarsRegexp>()
-        .matcher::<matchers::MatchRegexp>()
-        .matcher::<matchers::MatchClock>();
+        .matcher::<matchers::MatchVars>();
+    #[cfg(feature = "regexp")]
+    reg.matcher::<matchers::MatchVarsRegexp>()
+        .matcher::<matchers::MatchRegexp>();
+    #[cfg(feature = "clock")]
+    reg.matcher::<matchers::MatchClock>();
 }

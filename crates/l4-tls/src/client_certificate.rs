@@ -1,4 +1,4 @@
-//! What placeholders say about the certificate of a client.
+//! What placeholders say about the certificate of a client; `client_field` has their names.
 
 use data_encoding::{BASE64, HEXLOWER};
 use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
@@ -9,80 +9,9 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::x509::X509Name;
 
 use crate::certs::ip;
-
-/// A part of the client's certificate, as `{l4.tls.client.NAME}` names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum ClientField {
-    Fingerprint,
-    PublicKey,
-    PublicKeySha256,
-    Serial,
-    Pem,
-    DerBase64,
-    Name(Party, NamePart),
-    Alternatives(Alternative, Option<usize>),
-}
-
-/// Whose name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Party {
-    Subject,
-    Issuer,
-}
-
-/// What of a distinguished name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum NamePart {
-    Whole,
-    /// The last attribute of the kind.
-    One(Oid<'static>),
-    /// All attributes of the kind, or one of them by its position.
-    List(Oid<'static>, Option<usize>),
-}
-
-/// Kinds of alternative names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Alternative {
-    DnsName,
-    Email,
-    Ip,
-    Uri,
-}
+use crate::client_field::{Alternative, Attribute, ClientField, NamePart, Party};
 
 impl ClientField {
-    /// The field that `name`, in lower case, stands for; `None` if there is no such name.
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "fingerprint" => Self::Fingerprint,
-            "public_key" => Self::PublicKey,
-            "public_key_sha256" => Self::PublicKeySha256,
-            "serial" => Self::Serial,
-            "certificate_pem" => Self::Pem,
-            "certificate_der_base64" => Self::DerBase64,
-            "subject" => Self::Name(Party::Subject, NamePart::Whole),
-            "issuer" => Self::Name(Party::Issuer, NamePart::Whole),
-            _ => {
-                let (group, rest) = name.split_once('.')?;
-                match group {
-                    "subject" => Self::Name(Party::Subject, NamePart::named(rest)?),
-                    "issuer" => Self::Name(Party::Issuer, NamePart::named(rest)?),
-                    "san" => {
-                        let (kind, index) = indexed(rest)?;
-                        let kind = match kind {
-                            "dns_names" => Alternative::DnsName,
-                            "emails" => Alternative::Email,
-                            "ips" => Alternative::Ip,
-                            "uris" => Alternative::Uri,
-                            _ => return None,
-                        };
-                        Self::Alternatives(kind, index)
-                    }
-                    _ => return None,
-                }
-            }
-        })
-    }
-
     /// Appends what it is of the certificate `der`.
     pub(crate) fn write(&self, der: &[u8], out: &mut String) {
         match self {
@@ -111,29 +40,9 @@ impl ClientField {
 }
 
 impl NamePart {
-    fn named(name: &str) -> Option<Self> {
-        match name {
-            "common_name" => return Some(Self::One(COMMON_NAME)),
-            "serial" => return Some(Self::One(SERIAL_NUMBER)),
-            _ => {}
-        }
-        let (kind, index) = indexed(name)?;
-        let kind = match kind {
-            "organization" => ORGANIZATION,
-            "organizational_unit" => ORGANIZATIONAL_UNIT,
-            "country" => COUNTRY,
-            "locality" => LOCALITY,
-            "province" => PROVINCE,
-            "street_address" => STREET_ADDRESS,
-            "postal_code" => POSTAL_CODE,
-            _ => return None,
-        };
-        Some(Self::List(kind, index))
-    }
-
     fn write(&self, name: &X509Name<'_>, out: &mut String) {
-        let all = |kind: &Oid<'_>| {
-            name.iter_by_oid(kind)
+        let all = |kind: &Attribute| {
+            name.iter_by_oid(&kind.oid())
                 .map(|part| part.as_str().unwrap_or_default().to_owned())
                 .collect::<Vec<_>>()
         };
@@ -141,6 +50,22 @@ impl NamePart {
             Self::Whole => distinguished(name, out),
             Self::One(kind) => out.push_str(all(kind).last().map_or("", String::as_str)),
             Self::List(kind, index) => list(all(kind), *index, out),
+        }
+    }
+}
+
+impl Attribute {
+    fn oid(&self) -> Oid<'static> {
+        match self {
+            Self::CommonName => oid!(2.5.4.3),
+            Self::SerialNumber => oid!(2.5.4.5),
+            Self::Country => oid!(2.5.4.6),
+            Self::Locality => oid!(2.5.4.7),
+            Self::Province => oid!(2.5.4.8),
+            Self::StreetAddress => oid!(2.5.4.9),
+            Self::Organization => oid!(2.5.4.10),
+            Self::OrganizationalUnit => oid!(2.5.4.11),
+            Self::PostalCode => oid!(2.5.4.17),
         }
     }
 }
@@ -163,16 +88,6 @@ impl Alternative {
             })
             .collect()
     }
-}
-
-/// A name, and the position behind its last dot if there is one. A position is digits; anything else is no name.
-fn indexed(name: &str) -> Option<(&str, Option<usize>)> {
-    let Some((name, index)) = name.split_once('.') else {
-        return Some((name, None));
-    };
-    let digits = !index.is_empty() && index.bytes().all(|b| b.is_ascii_digit());
-    // A position that no number can hold is beyond every list.
-    digits.then(|| (name, Some(index.parse().unwrap_or(usize::MAX))))
 }
 
 fn list(items: Vec<String>, index: Option<usize>, out: &mut String) {
@@ -250,16 +165,6 @@ fn escape(text: &str, out: &mut String) {
     }
 }
 
-const COMMON_NAME: Oid<'static> = oid!(2.5.4.3);
-const SERIAL_NUMBER: Oid<'static> = oid!(2.5.4.5);
-const COUNTRY: Oid<'static> = oid!(2.5.4.6);
-const LOCALITY: Oid<'static> = oid!(2.5.4.7);
-const PROVINCE: Oid<'static> = oid!(2.5.4.8);
-const STREET_ADDRESS: Oid<'static> = oid!(2.5.4.9);
-const ORGANIZATION: Oid<'static> = oid!(2.5.4.10);
-const ORGANIZATIONAL_UNIT: Oid<'static> = oid!(2.5.4.11);
-const POSTAL_CODE: Oid<'static> = oid!(2.5.4.17);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,43 +180,6 @@ mod tests {
         assert_eq!(escaped(" # "), "\\ #\\ ");
         assert_eq!(escaped("#1"), "\\#1");
         assert_eq!(escaped(""), "");
-    }
-
-    #[test]
-    fn only_names_of_the_reference_are_names() {
-        for name in [
-            "fingerprint",
-            "public_key",
-            "public_key_sha256",
-            "certificate_pem",
-            "certificate_der_base64",
-            "subject",
-            "issuer.serial",
-            "subject.organization",
-            "subject.organization.0",
-            "issuer.street_address.99999999999999999999999",
-            "san.uris",
-            "san.ips.3",
-        ] {
-            assert!(ClientField::named(name).is_some(), "{name}");
-        }
-        for name in [
-            "",
-            "subject.",
-            "subject.name",
-            "subject.common_name.0",
-            "subject.organization.-1",
-            "subject.organization.x",
-            "subject.organization.",
-            "subject.organization.0.0",
-            "san",
-            "san.dns_names.+1",
-            "san.other",
-            "serial.0",
-            "public_key_sha1",
-        ] {
-            assert!(ClientField::named(name).is_none(), "{name}");
-        }
     }
 
     #[test]

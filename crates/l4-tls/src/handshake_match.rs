@@ -4,6 +4,7 @@
 mod alpn;
 mod ip;
 mod sni;
+#[cfg(feature = "regexp")]
 mod sni_regexp;
 
 use std::borrow::Cow;
@@ -12,6 +13,7 @@ use std::net::IpAddr;
 pub use alpn::{AlpnConfig, MatchAlpn};
 pub use ip::{LocalIpConfig, MatchLocalIp, MatchRemoteIp, RemoteIpConfig};
 pub use sni::{MatchSni, SniConfig};
+#[cfg(feature = "regexp")]
 pub use sni_regexp::{MatchSniRegexp, SniRegexpConfig};
 
 use l4_core::conn::Capture;
@@ -93,6 +95,7 @@ pub(crate) fn register(reg: &mut Registry) {
     reg.add::<HandshakeMatchers, _>("sni", |config, cx| {
         Ok(Box::new(MatchSni::provision(config, cx)?))
     });
+    #[cfg(feature = "regexp")]
     reg.add::<HandshakeMatchers, _>("sni_regexp", |config, cx| {
         Ok(Box::new(MatchSniRegexp::provision(config, cx)?))
     });

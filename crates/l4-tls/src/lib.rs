@@ -7,53 +7,86 @@
 //! from the application `tls`: those in files are read when the configuration is loaded; others are made and renewed in
 //! the background, signed by an authority of the application `pki`, and kept in storage.
 //!
+//! The feature `terminate`, on by default, is all but the first of these: without it the crate links no cryptography.
+//!
 //! Start reading at [`ClientHello`], then [`MatchTls`], then [`HandshakeMatch`], the trait that a further condition on
 //! a hello implements; for termination at [`TlsTerminate`], then [`Certificates`]; for upstreams at [`OriginateTls`]; for
 //! certificates that are made here at [`Issuer`], the trait of who certifies names.
 
+#[cfg(feature = "terminate")]
 mod app;
+#[cfg(feature = "terminate")]
 mod automate;
+#[cfg(feature = "terminate")]
 mod certs;
+#[cfg(feature = "terminate")]
 mod client_auth;
+#[cfg(feature = "terminate")]
 mod client_certificate;
+mod client_field;
 mod client_hello;
 mod handshake_match;
+#[cfg(feature = "terminate")]
 mod info;
+#[cfg(feature = "terminate")]
 mod keys;
 mod matcher;
+#[cfg(feature = "terminate")]
 mod originate;
+#[cfg(feature = "terminate")]
 mod peer_cert;
+#[cfg(feature = "terminate")]
 mod pem;
+#[cfg(feature = "terminate")]
 mod pki;
 mod placeholders;
+#[cfg(feature = "terminate")]
 mod policy;
 mod records;
+#[cfg(feature = "terminate")]
 mod route_program;
+#[cfg(feature = "terminate")]
 mod shared;
+#[cfg(feature = "terminate")]
 mod storage;
+#[cfg(feature = "terminate")]
 mod terminate;
+#[cfg(feature = "terminate")]
 mod trust_pool;
 
+#[cfg(feature = "terminate")]
 pub use app::{TlsApp, TlsAppConfig};
+#[cfg(feature = "terminate")]
 pub use automate::{
     CertificateRequest, InternalIssuerConfig, IssueError, Issued, Issuer, Issuers, Subject,
 };
+#[cfg(feature = "terminate")]
 pub use certs::{Certificate, CertificateError, Certificates};
+#[cfg(feature = "terminate")]
 pub use client_auth::{ClientVerifiers, LeafLoaders, VerifyClient};
 pub use client_hello::ClientHello;
 pub use handshake_match::{
     AlpnConfig, HandshakeMatch, HandshakeMatchers, HandshakeScope, LocalIpConfig, MatchAlpn,
-    MatchLocalIp, MatchRemoteIp, MatchSni, MatchSniRegexp, RemoteIpConfig, SniConfig,
-    SniRegexpConfig,
+    MatchLocalIp, MatchRemoteIp, MatchSni, RemoteIpConfig, SniConfig,
 };
+#[cfg(feature = "regexp")]
+pub use handshake_match::{MatchSniRegexp, SniRegexpConfig};
+#[cfg(feature = "terminate")]
 pub use keys::{KeyError, KeyType, PrivateKey};
 pub use matcher::MatchTls;
+#[cfg(feature = "terminate")]
 pub use originate::{DEFAULT_UPSTREAM_HANDSHAKE_TIMEOUT, OriginateConfig, OriginateTls};
+#[cfg(feature = "terminate")]
 pub use pem::PemError;
+#[cfg(feature = "terminate")]
 pub use pki::{PkiApp, PkiConfig};
+#[cfg(feature = "terminate")]
 pub use policy::PolicyConfig;
+#[cfg(feature = "terminate")]
 pub use storage::{FileStorage, FileStorageConfig, release_locks};
+#[cfg(feature = "terminate")]
 pub use terminate::{DEFAULT_HANDSHAKE_TIMEOUT, TerminateConfig, TlsTerminate};
+#[cfg(feature = "terminate")]
 pub use trust_pool::{TrustPool, TrustPools};
 
 use l4_core::Registry;
@@ -62,15 +95,18 @@ use l4_core::Registry;
 pub fn register(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.matcher::<MatchTls>();
-    reg.handler::<TlsTerminate>();
-    reg.app::<TlsApp>();
-    reg.app::<PkiApp>();
-    automate::register(reg);
-    storage::register(reg);
-    client_auth::register(reg);
     handshake_match::register(reg);
-    originate::register(reg);
-    trust_pool::register(reg);
     reg.placeholders("l4.tls.", placeholders::source);
     reg.placeholders("http.request.tls.", placeholders::of_request);
+    #[cfg(feature = "terminate")]
+    {
+        reg.handler::<TlsTerminate>();
+        reg.app::<TlsApp>();
+        reg.app::<PkiApp>();
+        automate::register(reg);
+        storage::register(reg);
+        client_auth::register(reg);
+        originate::register(reg);
+        trust_pool::register(reg);
+    }
 }

@@ -8,7 +8,7 @@ use l4_core::conn::TlsInfo;
 use l4_core::placeholder::Scope;
 
 use crate::ClientHello;
-use crate::client_certificate::ClientField;
+use crate::client_field::ClientField;
 
 /// The placeholder `name` of `l4.tls.`, in any case.
 pub(crate) fn source(name: &str) -> Option<Arc<dyn Placeholder>> {

@@ -17,28 +17,51 @@ pub(crate) fn named(file: &Path, families: &[String]) -> Result<Vec<String>> {
         .with_context(|| format!("cannot read the configuration {}", file.display()))?;
     let config: Value =
         serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", file.display()))?;
-    let mut names = BTreeSet::new();
-    collect(&config, &mut names);
-    let known = families
-        .iter()
-        .filter(|family| names.contains(family.as_str()));
-    Ok(known.cloned().collect())
+    Ok(Names::of(&config).families(families))
 }
 
-fn collect<'a>(value: &'a Value, names: &mut BTreeSet<&'a str>) {
-    match value {
-        Value::Array(items) => items.iter().for_each(|item| collect(item, names)),
-        Value::Object(members) => {
-            for (key, value) in members {
-                match key.as_str() {
-                    "handler" => names.extend(value.as_str()),
-                    "apps" | "match" | "not" | "upstreams" => keys(value, names),
-                    _ => {}
+/// Names of modules by where they stand.
+#[derive(Default)]
+struct Names<'a> {
+    matchers: BTreeSet<&'a str>,
+    others: BTreeSet<&'a str>,
+}
+
+impl<'a> Names<'a> {
+    fn of(config: &'a Value) -> Self {
+        let mut names = Self::default();
+        names.collect(config);
+        names
+    }
+
+    fn collect(&mut self, value: &'a Value) {
+        match value {
+            Value::Array(items) => items.iter().for_each(|item| self.collect(item)),
+            Value::Object(members) => {
+                for (key, value) in members {
+                    match key.as_str() {
+                        "handler" => self.others.extend(value.as_str()),
+                        "apps" | "upstreams" => keys(value, &mut self.others),
+                        "match" | "not" => keys(value, &mut self.matchers),
+                        _ => {}
+                    }
+                    self.collect(value);
                 }
-                collect(value, names);
             }
+            _ => {}
         }
-        _ => {}
+    }
+
+    /// Those of `families` that are named. Where a matcher has a family of its own, `tls_matcher` or `socks5_matcher`,
+    /// matching by it takes no more than that.
+    fn families(&self, families: &[String]) -> Vec<String> {
+        let own = |name: &str| format!("{name}_matcher");
+        let named = |family: &&String| {
+            self.others.contains(family.as_str())
+                || self.matchers.contains(family.as_str()) && !families.contains(&own(family))
+                || self.matchers.iter().any(|name| own(name) == **family)
+        };
+        families.iter().filter(named).cloned().collect()
     }
 }
 
@@ -65,8 +88,9 @@ pub(crate) fn missing(file: &Path, validated: &Said) -> Result<Vec<String>> {
     for line in validated.stderr.lines() {
         if let Some((_, family)) = line.split_once(REMEDY) {
             unknown.pop();
-            let family = family.split_whitespace().next().unwrap_or_default();
-            families.push(family.to_owned());
+            // What the binary has already, and behind it what it lacks.
+            let names = family.split_whitespace().next().unwrap_or_default();
+            families.extend(names.rsplit(',').next().map(str::to_owned));
         } else if let Some((_, id)) = line.split_once("unknown module: ") {
             unknown.push(id.trim().to_owned());
         }
@@ -89,9 +113,9 @@ mod tests {
 
     fn names(config: &str) -> Vec<String> {
         let config: Value = serde_json::from_str(config).unwrap();
-        let mut names = BTreeSet::new();
-        collect(&config, &mut names);
-        names.into_iter().map(str::to_owned).collect()
+        let names = Names::of(&config);
+        let all = names.matchers.iter().chain(&names.others);
+        all.map(|name| (*name).to_owned()).collect()
     }
 
     #[test]
@@ -113,6 +137,28 @@ mod tests {
     }
 
     #[test]
+    fn a_matcher_brings_its_own_family_and_the_handler_the_whole_one() {
+        let families = [
+            "proxy",
+            "socks5",
+            "socks5_matcher",
+            "ssh",
+            "tls",
+            "tls_matcher",
+        ];
+        let families = families.map(str::to_owned);
+        let of = |config: &str| {
+            let config: Value = serde_json::from_str(config).unwrap();
+            Names::of(&config).families(&families)
+        };
+        let matcher = r#"{"match": [{"tls": {}}, {"socks5": {}}, {"ssh": {}}]}"#;
+        assert_eq!(of(matcher), ["socks5_matcher", "ssh", "tls_matcher"]);
+        assert_eq!(of(r#"{"handle": [{"handler": "tls"}]}"#), ["tls"]);
+        let upstream = r#"{"handler": "proxy", "upstreams": [{"dial": ["a:1"], "tls": {}}]}"#;
+        assert_eq!(of(upstream), ["proxy", "tls"]);
+    }
+
+    #[test]
     fn the_binary_has_the_last_word() {
         let said = |stderr: &str| Said {
             success: false,
@@ -122,7 +168,7 @@ mod tests {
         let file = Path::new("l4.json");
         let both = said(
             "error: unknown module: layer4.handlers.tee\n  = help: this build was made without it; add it with: cargo \
-             xtask build --with tee\nerror: unknown module: layer4.handlers.mine\n  = help: this build has: echo\n",
+             xtask build --with tiny,ssh,tee\nerror: unknown module: layer4.handlers.mine\n  = help: this build has: echo\n",
         );
         assert_eq!(missing(file, &both).unwrap(), ["tee"]);
         let error =

@@ -27,6 +27,9 @@ use self::wanted::{Module, Wanted};
 use crate::features;
 use crate::shell::{cargo, root};
 
+/// The set of families that is for machines with little room.
+const TINY: &str = "tiny";
+
 #[derive(clap::Args, Default)]
 #[command(
     after_help = "NAME is a module family (cargo xtask build --list), `none` for nothing but the modules that \
@@ -47,9 +50,10 @@ pub(crate) struct Args {
     /// Where to put the binary. Default: `conncept` in the current directory.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// The cargo profile: `dist` is small and slow to build, `release` the other way round.
-    #[arg(long, default_value = "dist")]
-    profile: String,
+    /// The cargo profile: `dist` and, smaller, `small` are slow to build, `release` is not. Default: `dist`, or `small`
+    /// with `tiny`.
+    #[arg(long)]
+    profile: Option<String>,
     /// Build for another target. Default: CARGO_BUILD_TARGET, or this machine.
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,
@@ -71,7 +75,7 @@ pub(crate) struct Args {
     /// Let the binary listen on ports below 1024 without being run by root. Asks sudo, unless run by root.
     #[arg(long)]
     setcap: bool,
-    /// List the module families and end.
+    /// List the module families, and the names for several of them, and end.
     #[arg(long)]
     list: bool,
     /// Passed on to `cargo build`.
@@ -88,6 +92,15 @@ impl Args {
         self.target.clone().or_else(variable)
     }
 
+    fn profile(&self, wanted: &Wanted) -> &str {
+        let tiny = || wanted.families.iter().flatten().any(|name| name == TINY);
+        match &self.profile {
+            Some(profile) => profile,
+            None if tiny() => "small",
+            None => "dist",
+        }
+    }
+
     fn asked<'a>(&self, target: Option<&'a str>) -> Asked<'a> {
         Asked {
             target,
@@ -102,7 +115,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let workspace = features::metadata()?;
     let families = features::names(&workspace)?;
     if args.list {
-        println!("{}", families.join("\n"));
+        print!("{}", list(&features::table(&workspace)?));
         return Ok(());
     }
     let target = args.target();
@@ -182,7 +195,7 @@ pub(crate) fn program(wanted: ForRunning) -> Result<PathBuf> {
     let workspace = features::metadata()?;
     let args = Args {
         with: wanted.with,
-        profile: wanted.profile,
+        profile: Some(wanted.profile),
         offline: wanted.offline,
         patches: wanted.patches,
         ..Args::default()
@@ -194,6 +207,28 @@ pub(crate) fn program(wanted: ForRunning) -> Result<PathBuf> {
     };
     compile::Binary::asked(&built.binary, None)?.check(&built.registrations)?;
     Ok(built.binary)
+}
+
+/// A family a line, then what the names of several stand for.
+fn list(features: &features::Table) -> String {
+    let is_set = |parts: &[String]| parts.iter().all(|part| features.contains_key(part));
+    let (sets, families): (Vec<_>, Vec<_>) = features
+        .iter()
+        .filter(|(name, _)| *name != "default")
+        .partition(|(_, parts)| is_set(parts));
+    let mut text: String = families
+        .iter()
+        .map(|(name, _)| format!("{name}\n"))
+        .collect();
+    for (name, parts) in sets {
+        // `full` is the default, which is a name for cargo only.
+        let parts = match parts.as_slice() {
+            [one] if one == "default" => &features[one],
+            parts => parts,
+        };
+        text.push_str(&format!("{name}: {}\n", parts.join(", ")));
+    }
+    text
 }
 
 /// The module family of that name, if there is one.
@@ -277,7 +312,7 @@ fn compiled(args: &Args, workspace: &Metadata, wanted: &Wanted) -> Result<Option
             eprintln!(
                 "{}: build it with cargo build --profile {}",
                 directory.display(),
-                args.profile
+                args.profile(wanted)
             );
             return Ok(None);
         }
@@ -305,7 +340,7 @@ fn compiled(args: &Args, workspace: &Metadata, wanted: &Wanted) -> Result<Option
     command
         .arg("build")
         .args(&selection)
-        .args(["--bin", name, "--profile", &args.profile])
+        .args(["--bin", name, "--profile", args.profile(wanted)])
         .arg("--target-dir")
         .arg(&workspace.target_directory);
     asked.pass_on(&mut command);
