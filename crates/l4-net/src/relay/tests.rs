@@ -998,3 +998,61 @@ async fn a_sender_that_is_not_read_does_not_wake_the_relay_until_its_receiver_ha
     drop(server);
     assert_eq!(relaying.await.unwrap().up, 64 * 1024 * 1024 + 3);
 }
+
+/// Keeps what each call gave it.
+#[derive(Clone, Default)]
+struct Calls(Arc<std::sync::Mutex<Vec<Vec<u8>>>>);
+
+impl AsyncRead for Calls {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Calls {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.lock().unwrap().push(buf.to_vec());
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let given: Vec<u8> = bufs.iter().flat_map(|buf| buf.to_vec()).collect();
+        self.poll_write(cx, &given)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_header_and_the_unread_bytes_of_the_client_reach_the_peer_in_one_call() {
+    for (unread, calls) in [
+        (&b"question"[..], &[&b"header question"[..]][..]),
+        (b"", &[b"header "]),
+    ] {
+        let client = l4_testkit::received(unread).into_transport();
+        let seen = Calls::default();
+        let mut peer = Transport::new(Io::Layer(Box::new(seen.clone())), None);
+        peer.lead_with(b"header ".to_vec());
+        let relayed = relay(client, [peer], NO_LIMITS).await;
+        assert_eq!(relayed.up, unread.len() as u64);
+        assert_eq!(*seen.0.lock().unwrap(), calls);
+    }
+}
