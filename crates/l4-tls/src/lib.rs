@@ -29,6 +29,7 @@ mod placeholders;
 mod policy;
 mod records;
 mod route_program;
+mod sessions;
 mod shared;
 mod storage;
 mod terminate;
