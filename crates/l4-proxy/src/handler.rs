@@ -333,12 +333,20 @@ impl Proxy {
             None => transport,
         };
         match &self.preamble {
-            Some(preamble) => introduce(transport, preamble.bytes(conn), options.limit)
+            Some(preamble) => {
+                let payload_follows = !conn.unread().is_empty();
+                introduce(
+                    transport,
+                    preamble.bytes(conn),
+                    payload_follows,
+                    options.limit,
+                )
                 .await
                 .map_err(|source| AttemptError::Preamble {
                     peer: target.to_string(),
                     source,
-                }),
+                })
+            }
             None => Ok(transport),
         }
     }

@@ -12,17 +12,22 @@ use tokio::time::timeout;
 
 /// Has `header` in front of what `transport` will carry: written now on a stream, which may take as long as `limit` says,
 /// and put before every datagram otherwise. A connection that was just made has room for it, so that nearly always nothing
-/// is waited for.
+/// is waited for. Where payload is there to be sent right behind it, an ordinary one goes out together with that.
 ///
 /// # Errors
 /// The peer does not take it.
 pub(crate) async fn introduce(
     mut transport: Transport,
     header: Vec<u8>,
+    payload_follows: bool,
     limit: Option<Duration>,
 ) -> io::Result<Transport> {
     if transport.is_datagram() {
         return Ok(transport.map_session(|session| Box::new(Introduced::new(session, header))));
+    }
+    if payload_follows && header.len() <= ORDINARY {
+        transport.lead_with(header);
+        return Ok(transport);
     }
     let writing = async {
         transport.write_all(&header).await?;
@@ -41,6 +46,10 @@ fn late(limit: Duration) -> io::Error {
         format!("not taken within {limit:?}"),
     )
 }
+
+/// No connection lacks room for so many bytes when it was just made, so there is nothing to find out by writing them. Both
+/// PROXY headers fit, without a certificate in the second.
+const ORDINARY: usize = 1024;
 
 /// What is kept of the room for a datagram: enough for all that fit into a packet.
 const ROOM: usize = 4096;

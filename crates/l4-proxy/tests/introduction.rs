@@ -75,6 +75,26 @@ async fn a_stream_begins_with_the_preamble_once() {
 }
 
 #[tokio::test]
+async fn the_preamble_comes_before_what_was_read_for_matching_to_every_peer() {
+    let (a, b) = (server("127.0.0.1:0").await, server("127.0.0.1:0").await);
+    let router = Router::new(
+        modules,
+        &format!(
+            r#"[{{"match":[{{"regexp":{{"pattern":"^payl","count":4}}}}],
+                "handle":[{{"handler":"proxy","upstreams":[{{"dial":["{a}","{b}"]}}],"proxy_protocol":"v1"}}]}}]"#
+        ),
+    );
+    let (answer, record) = router.exchange(&[b"payl", b"oad"]).await;
+    let answer = String::from_utf8(answer).unwrap();
+    assert_eq!(
+        answer.matches("<192.0.2.7:40000>payl").count(),
+        2,
+        "{answer}"
+    );
+    assert_eq!(record.bytes_read(), 7, "it is not the client's");
+}
+
+#[tokio::test]
 async fn a_server_that_speaks_only_after_the_preamble_is_heard_while_the_client_is_silent() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

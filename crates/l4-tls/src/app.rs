@@ -15,6 +15,7 @@ use crate::automate::maintain::Managed;
 use crate::automate::policy::{Automation, AutomationConfig};
 use crate::certs::{Certificate, CertificateError, Certificates};
 use crate::policy::provider;
+use crate::sessions::{Resumption, TicketsConfig};
 use crate::storage;
 
 /// Holds the certificates that `tls` handlers serve: those of files, which are read once, when the configuration is
@@ -28,6 +29,8 @@ pub struct TlsApp {
     /// What handlers serve when nothing is configured. Made when the first one asks: without a handler nobody needs an
     /// authority.
     localhost: OnceLock<Arc<Certificates>>,
+    /// How the sessions of clients are resumed.
+    pub(crate) resumption: Resumption,
 }
 
 /// The application `tls`: certificates for the handler `tls`.
@@ -44,8 +47,13 @@ pub struct TlsAppConfig {
     /// How the certificates of `automate` are made and when they are renewed.
     #[serde(default)]
     automation: Option<AutomationConfig>,
+    /// How sessions are resumed by tickets. Default: keys are replaced every 12 hours.
     #[serde(default)]
-    session_tickets: Option<RawNode>,
+    session_tickets: Option<TicketsConfig>,
+    /// How many sessions each connection policy keeps for clients of TLS 1.2 that know no tickets, and for all clients
+    /// where tickets are off, up to 1000000. A session takes about 300 bytes; the oldest give way. 0 keeps none. Default 256, and 0 where tickets are off.
+    #[serde(default)]
+    session_cache_size: Option<At<u64>>,
     #[serde(default)]
     cache: Option<RawNode>,
     /// Without effect: nothing is stapled.
@@ -133,7 +141,6 @@ impl AppModule for TlsApp {
     fn provision(config: TlsAppConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
         let loaders = config.certificates.unwrap_or_default();
         let absent = [
-            ("session_tickets", config.session_tickets),
             ("cache", config.cache),
             ("disable_storage_check", config.disable_storage_check),
             ("disable_storage_clean", config.disable_storage_clean),
@@ -143,6 +150,8 @@ impl AppModule for TlsApp {
         ];
         let absent = cx.all(absent, |cx, (name, raw)| refuse_absent(cx, name, raw));
 
+        let resumption =
+            Resumption::provision(config.session_tickets, config.session_cache_size, cx);
         let provider = provider();
         let mut loaded = Vec::new();
         let (files, folders) = (loaders.load_files, loaders.load_folders);
@@ -162,6 +171,7 @@ impl AppModule for TlsApp {
         let automation = Automation::provision(config.automation, cx);
         let names = Automation::read_names(automate, cx);
         absent?;
+        let resumption = resumption?;
         loaded.extend(files?);
         loaded.extend(folders?.into_iter().flatten());
         loaded.extend(texts?);
@@ -180,6 +190,7 @@ impl AppModule for TlsApp {
             configured,
             automation,
             localhost: OnceLock::new(),
+            resumption,
         })
     }
 }

@@ -46,6 +46,8 @@ mod records;
 #[cfg(feature = "terminate")]
 mod route_program;
 #[cfg(feature = "terminate")]
+mod sessions;
+#[cfg(feature = "terminate")]
 mod shared;
 #[cfg(feature = "terminate")]
 mod storage;

@@ -1,16 +1,12 @@
 //! Connection policies: how the TLS of a connection is to be, chosen by its ClientHello.
 
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use l4_core::config::Node;
 use l4_core::prelude::*;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
-use rustls::server::{
-    NoServerSessionStorage, ProducesTickets, ServerConfig, ServerSessionMemoryCache,
-    StoresServerSessions,
-};
+use rustls::server::ServerConfig;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CipherSuite, SupportedCipherSuite, SupportedProtocolVersion, version};
 use serde::Deserialize;
@@ -19,6 +15,7 @@ use tracing::warn;
 use crate::app::refuse_absent;
 use crate::certs::{KeyAlgorithm, Preferences, Selection};
 use crate::client_auth::{ClientAuthConfig, ClientVerifier};
+use crate::sessions::{Resumption, Sessions};
 use crate::{ClientHello, HandshakeMatch, HandshakeMatchers};
 
 /// The cryptography that everything here is given explicitly. Which one other crates of a program switch on does not
@@ -126,6 +123,7 @@ struct Base {
 impl Policy {
     pub(crate) fn provision(
         config: PolicyConfig,
+        resumption: Resumption,
         cx: &mut Provision<'_>,
     ) -> Result<Self, Rejected> {
         let absent = cx.all(
@@ -184,7 +182,7 @@ impl Policy {
         let sessions = match asks_clients {
             // A resumed session would bring the authentication of an earlier one along.
             true => Ok(None),
-            false => Sessions::of(key).map(Some),
+            false => Sessions::of(&key, resumption).map(Some),
         };
         let made = sessions.and_then(|sessions| {
             let base = server_config(provider, &versions, verifier.clone(), sessions.as_deref())?;
@@ -285,46 +283,8 @@ fn server_config(
     };
     let mut config = builder.with_cert_resolver(Arc::new(NoCertificate));
     config.ignore_client_order = true;
-    match sessions {
-        Some(sessions) => {
-            config.ticketer = sessions.tickets.clone();
-            config.session_storage = sessions.cache.clone();
-        }
-        None => {
-            config.session_storage = Arc::new(NoServerSessionStorage {});
-            config.send_tls13_tickets = 0;
-        }
-    }
+    Sessions::enter(sessions, &mut config);
     Ok(config)
-}
-
-/// What sessions are resumed with.
-struct Sessions {
-    tickets: Arc<dyn ProducesTickets>,
-    cache: Arc<dyn StoresServerSessions>,
-}
-
-/// As many as the library keeps by itself. It is for clients of TLS 1.2 that know no tickets.
-const CACHED_SESSIONS: usize = 256;
-
-impl Sessions {
-    /// Those of this key, which configurations that have it at the same time share: a reload does not end the sessions of a
-    /// policy that it leaves as it is.
-    fn of(key: String) -> Result<Arc<Self>, rustls::Error> {
-        static TABLE: LazyLock<Mutex<HashMap<String, Weak<Sessions>>>> =
-            LazyLock::new(Mutex::default);
-        let mut table = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sessions) = table.get(&key).and_then(Weak::upgrade) {
-            return Ok(sessions);
-        }
-        table.retain(|_, sessions| sessions.strong_count() > 0);
-        let sessions = Arc::new(Self {
-            tickets: aws_lc_rs::Ticketer::new()?,
-            cache: ServerSessionMemoryCache::new(CACHED_SESSIONS),
-        });
-        table.insert(key, Arc::downgrade(&sessions));
-        Ok(sessions)
-    }
 }
 
 /// Stands where each connection puts the certificate that was chosen for it.

@@ -61,13 +61,14 @@ impl HandlerModule for TlsTerminate {
     fn provision(config: TerminateConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
         let timeout = cx.time_limit(config.handshake_timeout, DEFAULT_HANDSHAKE_TIMEOUT);
         let app = cx.app::<TlsApp>();
+        let resumption = app.as_ref().map(|app| app.resumption).unwrap_or_default();
         let policies = cx.all(config.connection_policies.unwrap_or_default(), |cx, raw| {
             let config = cx.decode(raw.node())?;
-            Policy::provision(config, cx)
+            Policy::provision(config, resumption, cx)
         });
         let mut policies = policies?;
         if policies.is_empty() {
-            policies.push(Policy::provision(PolicyConfig::default(), cx)?);
+            policies.push(Policy::provision(PolicyConfig::default(), resumption, cx)?);
         }
         let (app, timeout) = (app?, timeout?);
         let certificates = app.for_handler(cx)?;

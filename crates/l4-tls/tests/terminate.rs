@@ -617,6 +617,106 @@ async fn l12_sessions_survive_a_reload_that_leaves_the_policy_as_it_is() {
     }
 }
 
+/// Answers whether the session was resumed, with these settings of the application `tls`.
+fn resuming(settings: &Value) -> Server {
+    let mut text: Value = serde_json::from_str(&config(
+        &[&pair(&["a.test"])],
+        json!([
+            {"handler": "tls"},
+            {"handler": "vars", "told": "{l4.tls.resumed}"},
+            {"handler": "respond", "body": "{l4.vars.told}"},
+        ]),
+    ))
+    .unwrap();
+    for (name, value) in settings.as_object().unwrap() {
+        text["apps"]["tls"][name] = value.clone();
+    }
+    Server::new(&text.to_string())
+}
+
+#[tokio::test]
+async fn sessions_are_resumed_as_the_settings_of_tickets_and_cache_say() {
+    for (settings, resumed) in [
+        (json!({}), "true"),
+        (json!({"session_cache_size": 0}), "true"),
+        (
+            json!({"session_tickets": {"max_keys": 1, "rotation_interval": "1h",
+                "key_source": {"provider": "standard"}}}),
+            "true",
+        ),
+        (
+            json!({"session_tickets": {"disable_rotation": true}}),
+            "true",
+        ),
+        (json!({"session_tickets": {"disabled": true}}), "false"),
+        (
+            json!({"session_tickets": {"disabled": true}, "session_cache_size": 10}),
+            "true",
+        ),
+    ] {
+        for versions in [TLS12, TLS13] {
+            let server = resuming(&settings);
+            let client = only(versions);
+            let first = server.told(&client, "a.test").await.unwrap();
+            assert_eq!(first, "false", "{settings}");
+            let second = server.told(&client, "a.test").await.unwrap();
+            assert_eq!(second, resumed, "{settings}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_session_cache_holds_as_many_as_configured() {
+    // Each client keeps its own sessions; the server keeps those of the last few.
+    let settings = json!({"session_tickets": {"disabled": true}, "session_cache_size": 4});
+    let server = resuming(&settings);
+    let clients: Vec<_> = (0..8).map(|_| only(TLS12)).collect();
+    for client in &clients {
+        assert_eq!(server.told(client, "a.test").await.unwrap(), "false");
+    }
+    let mut resumed = Vec::new();
+    for client in &clients {
+        resumed.push(server.told(client, "a.test").await.unwrap() == "true");
+    }
+    assert!(!resumed[0], "the oldest gave way");
+    let larger = json!({"session_tickets": {"disabled": true}, "session_cache_size": 8});
+    let server = resuming(&larger);
+    for expected in ["false", "true"] {
+        for client in &clients {
+            assert_eq!(server.told(client, "a.test").await.unwrap(), expected);
+        }
+    }
+}
+
+#[test]
+fn settings_of_sessions_that_cannot_be_kept_are_refused_where_they_are() {
+    for (settings, expected) in [
+        (
+            json!({"session_tickets": {"key_source": {"provider": "distributed"}}}),
+            "is no source of ticket keys",
+        ),
+        (
+            json!({"session_tickets": {"rotation_interval": "0s"}}),
+            "less than a second",
+        ),
+        (
+            json!({"session_tickets": {"max_keys": 0}}),
+            "0 is out of range",
+        ),
+        (json!({"session_tickets": {"max_keys": 65}}), "from 1 to 64"),
+        (
+            json!({"session_cache_size": 1_000_001}),
+            "from 0 to 1000000",
+        ),
+        (json!({"session_tickets": {"rotate": true}}), "rotate"),
+    ] {
+        let text = json!({"apps": {"tls": settings, "layer4": {}}}).to_string();
+        let errors = load(register, &text).app.err().expect("refused");
+        let said = l4_core::config::Errors::from(errors).to_string();
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
 #[tokio::test]
 async fn l9_clients_authenticate_as_the_mode_says() {
     let certificate = pair(&["a.test"]);

@@ -1,7 +1,7 @@
 //! The byte transport under a connection: a socket or a stacked layer, and the unread bytes in front of it.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -98,7 +98,7 @@ pub enum Raw {
         /// Datagrams in order of arrival.
         unread: VecDeque<Bytes>,
     },
-    /// A stacked layer, or a transport whose reads are limited: bytes can only be copied in user space.
+    /// A stacked layer, or a transport whose reads are limited or that has yet to send its beginning: bytes can only be copied in user space.
     Stacked(Transport),
 }
 
@@ -111,6 +111,7 @@ pub struct Transport {
     pub(super) prefix: Prefix,
     record: Option<Arc<Record>>,
     limited: Option<Box<Limited>>,
+    lead: Option<Box<Lead>>,
     /// Whether closing the socket is to reset the connection. Shared by all that is stacked on it; none if nothing is.
     reset: Option<Arc<AtomicBool>>,
 }
@@ -120,6 +121,12 @@ struct Limited {
     limit: Box<dyn ReadLimit>,
     /// So many unread bytes were there before the limit.
     uncharged: usize,
+}
+
+/// What goes out before everything else.
+struct Lead {
+    bytes: Vec<u8>,
+    sent: usize,
 }
 
 /// What one receive gave.
@@ -139,7 +146,19 @@ impl Transport {
             prefix: Prefix::default(),
             record,
             limited: None,
+            lead: None,
             reset: None,
+        }
+    }
+
+    /// Has `bytes` go out in front of what is sent first, in one call with it where that is possible. Flushing, and
+    /// ending our direction, sends them alone. They are not counted. A session of datagrams has no such beginning: nothing
+    /// happens.
+    ///
+    /// Who writes to [`io`](Self::io) past this type has to send something through it first.
+    pub fn lead_with(&mut self, bytes: Vec<u8>) {
+        if !self.is_datagram() && !bytes.is_empty() {
+            self.lead = Some(Box::new(Lead { bytes, sent: 0 }));
         }
     }
 
@@ -358,7 +377,7 @@ impl Transport {
 
     /// Takes the transport apart.
     pub fn into_raw(mut self) -> Raw {
-        if self.limited.is_some() || matches!(self.io, Io::Layer(_)) {
+        if self.limited.is_some() || self.lead.is_some() || matches!(self.io, Io::Layer(_)) {
             return Raw::Stacked(self);
         }
         let prefix = mem::take(&mut self.prefix);
@@ -521,6 +540,27 @@ impl Transport {
         Poll::Pending
     }
 
+    /// Writes what leads, if anything does, and `data` behind it in the same call. How much of `data` was taken: none where
+    /// nothing leads.
+    fn poll_lead(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        while let Some(lead) = &mut self.lead {
+            let left = lead.bytes.get(lead.sent..).unwrap_or_default();
+            let both = [IoSlice::new(left), IoSlice::new(data)];
+            let n = ready!(self.io.poll_write_vectored(cx, &both))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            match n.checked_sub(left.len()) {
+                None => lead.sent += n,
+                Some(behind) => {
+                    self.lead = None;
+                    return Poll::Ready(Ok(behind));
+                }
+            }
+        }
+        Poll::Ready(Ok(0))
+    }
+
     /// Reads the socket or layer, past the unread bytes.
     fn poll_io(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
@@ -548,6 +588,26 @@ impl Transport {
             record.add_read(buf.filled().len() - before);
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Io {
+    fn poll_write_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
+            Self::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
+            Self::Layer(layer) => Pin::new(layer).poll_write_vectored(cx, bufs),
+            // Several buffers would be several datagrams, one at a time.
+            Self::Datagram(session) => {
+                let datagram = bufs.first().map(|buf| &**buf).unwrap_or_default();
+                ready!(session.poll_send(cx, datagram))?;
+                Poll::Ready(Ok(datagram.len()))
+            }
+        }
     }
 }
 
@@ -598,22 +658,48 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let n = match &mut self.io {
-            Io::Tcp(socket) => ready!(Pin::new(socket).poll_write(cx, buf))?,
-            Io::Unix(socket) => ready!(Pin::new(socket).poll_write(cx, buf))?,
-            Io::Layer(layer) => ready!(Pin::new(layer).poll_write(cx, buf))?,
-            Io::Datagram(session) => {
-                ready!(session.poll_send(cx, buf))?;
-                buf.len()
-            }
+        let mut n = match self.lead {
+            None => 0,
+            Some(_) => ready!(self.poll_lead(cx, buf))?,
         };
-        if let Some(record) = &self.record {
-            record.add_written(n);
+        if n == 0 {
+            n = match &mut self.io {
+                Io::Tcp(socket) => ready!(Pin::new(socket).poll_write(cx, buf))?,
+                Io::Unix(socket) => ready!(Pin::new(socket).poll_write(cx, buf))?,
+                Io::Layer(layer) => ready!(Pin::new(layer).poll_write(cx, buf))?,
+                Io::Datagram(session) => {
+                    ready!(session.poll_send(cx, buf))?;
+                    buf.len()
+                }
+            };
         }
+        self.passed_to(n);
         Poll::Ready(Ok(n))
     }
 
+    /// Several buffers in one call, such as the records of a layer of TLS.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_lead(cx, &[]))?;
+        let n = ready!(self.io.poll_write_vectored(cx, bufs))?;
+        self.passed_to(n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Tcp(socket) => socket.is_write_vectored(),
+            Io::Unix(socket) => socket.is_write_vectored(),
+            Io::Layer(layer) => layer.is_write_vectored(),
+            Io::Datagram(_) => false,
+        }
+    }
+
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_lead(cx, &[]))?;
         match &mut self.io {
             Io::Layer(layer) => Pin::new(layer).poll_flush(cx),
             // Sockets keep nothing back.
@@ -623,6 +709,7 @@ impl AsyncWrite for Transport {
 
     /// Ends our direction; nothing happens on a datagram session, which has no such thing.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_lead(cx, &[]))?;
         match &mut self.io {
             Io::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
             Io::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
