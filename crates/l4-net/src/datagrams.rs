@@ -1,76 +1,218 @@
 //! A connected datagram socket, as a session.
 
-use std::cell::RefCell;
-use std::io;
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use l4_core::Addr;
-use l4_core::conn::Session;
-use tokio::io::ReadBuf;
+use l4_core::conn::{SendNow, Session};
+use quinn_udp::{RecvMeta, UdpSocketState};
+use tokio::io::{Interest, ReadBuf};
 use tokio::net::{UdpSocket, UnixDatagram};
+
+use crate::segments::{self, BATCH, Runs, STRIDE, SegmentLimit};
+use crate::udp::sockopt;
 
 /// The datagrams exchanged with one server, over a socket that was connected to it.
 ///
 /// It ends only by being dropped, or when the socket itself breaks: a server that is away, which the kernel reports as
 /// "connection refused", can come back, and its answers are read then.
-pub(crate) struct Datagrams(Socket);
+pub(crate) struct Datagrams {
+    socket: Socket,
+    /// How much is read at once. Most sessions get one answer at a time, and every buffer costs a little.
+    expecting: Expecting,
+    /// Whether the kernel merges datagrams, so that one read may give several.
+    merging: bool,
+    /// Read and not yet received: what was merged with a datagram that was received alone.
+    ahead: VecDeque<Bytes>,
+}
 
 enum Socket {
-    Udp(UdpSocket),
+    Udp(Arc<Connected>),
     Unix(UnixDatagram),
+}
+
+/// A connected UDP socket, which others may send on.
+struct Connected {
+    socket: UdpSocket,
+    limit: SegmentLimit,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expecting {
+    Little,
+    Much,
 }
 
 impl Datagrams {
     pub(crate) fn udp(socket: UdpSocket) -> Self {
-        Self(Socket::Udp(socket))
+        Self::new(Socket::Udp(Arc::new(Connected {
+            socket,
+            limit: SegmentLimit::default(),
+        })))
     }
 
     pub(crate) fn unix(socket: UnixDatagram) -> Self {
-        Self(Socket::Unix(socket))
+        Self::new(Socket::Unix(socket))
+    }
+
+    fn new(socket: Socket) -> Self {
+        Self {
+            socket,
+            expecting: Expecting::Little,
+            merging: false,
+            ahead: VecDeque::new(),
+        }
+    }
+
+    /// Receives one datagram of a socket that gives them one by one.
+    fn poll_one(
+        &self,
+        cx: &mut Context<'_>,
+        each: &mut dyn FnMut(&[&[u8]]),
+    ) -> Poll<io::Result<()>> {
+        // A datagram must be taken whole, and how long it is shows only afterwards.
+        segments::with_scratch(|scratch| {
+            let mut buf = ReadBuf::new(scratch.get_mut(..LONGEST).unwrap_or_default());
+            ready!(match &self.socket {
+                Socket::Udp(connected) => connected.socket.poll_recv(cx, &mut buf),
+                Socket::Unix(socket) => socket.poll_recv(cx, &mut buf),
+            })?;
+            each(&[buf.filled()]);
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    /// Receives what is there, of a UDP socket.
+    fn poll_batch(
+        &mut self,
+        cx: &mut Context<'_>,
+        each: &mut dyn FnMut(&[&[u8]]),
+    ) -> Poll<io::Result<()>> {
+        let (Socket::Udp(connected), Some(reader)) = (&self.socket, reader()) else {
+            return self.poll_one(cx, each);
+        };
+        let socket = &connected.socket;
+        let received = loop {
+            ready!(socket.poll_recv_ready(cx))?;
+            let received = match self.expecting {
+                Expecting::Little => receive::<FEW>(reader, socket, each),
+                Expecting::Much => receive::<BATCH>(reader, socket, each),
+            };
+            match received {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                received => break received?,
+            }
+        };
+        match received {
+            Batch::Full => {
+                if !self.merging {
+                    // Not before: a session of one question and one answer is spared the system call.
+                    self.merging = true;
+                    merge(socket);
+                }
+                self.expecting = Expecting::Much;
+            }
+            Batch::One => self.expecting = Expecting::Little,
+            Batch::Some => {}
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Has `receive` repeated while it gives nothing but reports about datagrams sent earlier. `None` when the socket is
+    /// broken.
+    fn poll_past_reports(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut receive: impl FnMut(&mut Self, &mut Context<'_>) -> Poll<io::Result<()>>,
+    ) -> Poll<Option<()>> {
+        for _ in 0..REPORTS_AT_ONCE {
+            match ready!(receive(self, cx)) {
+                Ok(()) => return Poll::Ready(Some(())),
+                Err(error) if is_final(&error) => return Poll::Ready(None),
+                Err(_) => {}
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
 impl Session for Datagrams {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        thread_local! {
-            // A datagram must be taken whole, and how long it is shows only afterwards.
-            static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; LONGEST].into());
+        if self.ahead.is_empty() {
+            let mut ahead = std::mem::take(&mut self.ahead);
+            let mut keep = |datagrams: &[&[u8]]| {
+                ahead.extend(datagrams.iter().map(|d| Bytes::copy_from_slice(d)));
+            };
+            let received = match self.merging {
+                true => self.poll_past_reports(cx, |this, cx| this.poll_batch(cx, &mut keep)),
+                false => self.poll_past_reports(cx, |this, cx| this.poll_one(cx, &mut keep)),
+            };
+            self.ahead = ahead;
+            ready!(received);
         }
-        SCRATCH.with_borrow_mut(|scratch| {
-            for _ in 0..REPORTS_AT_ONCE {
-                let mut buf = ReadBuf::new(scratch);
-                let received = match &self.0 {
-                    Socket::Udp(socket) => socket.poll_recv(cx, &mut buf),
-                    Socket::Unix(socket) => socket.poll_recv(cx, &mut buf),
-                };
-                match ready!(received) {
-                    Ok(()) => return Poll::Ready(Some(Bytes::copy_from_slice(buf.filled()))),
-                    Err(error) if is_final(&error) => return Poll::Ready(None),
-                    // About a datagram sent earlier.
-                    Err(_) => {}
-                }
-            }
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
+        Poll::Ready(self.ahead.pop_front())
+    }
+
+    fn poll_recv_many(
+        &mut self,
+        cx: &mut Context<'_>,
+        each: &mut dyn FnMut(&[&[u8]]),
+    ) -> Poll<Option<()>> {
+        if let Some(datagram) = self.ahead.pop_front() {
+            each(&[&datagram]);
+            return Poll::Ready(Some(()));
+        }
+        self.poll_past_reports(cx, |this, cx| this.poll_batch(cx, each))
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>> {
-        let mut send = || match &self.0 {
-            Socket::Udp(socket) => socket.poll_send(cx, datagram).map_ok(drop),
-            Socket::Unix(socket) => socket.poll_send(cx, datagram).map_ok(drop),
+        self.poll_send_many(cx, &[datagram]).map_ok(drop)
+    }
+
+    fn poll_send_many(
+        &mut self,
+        cx: &mut Context<'_>,
+        datagrams: &[&[u8]],
+    ) -> Poll<io::Result<usize>> {
+        let connected = match &self.socket {
+            Socket::Udp(connected) => connected,
+            Socket::Unix(socket) => {
+                let first = datagrams.first().copied().unwrap_or_default();
+                let mut sent = socket.poll_send(cx, first);
+                if matches!(&sent, Poll::Ready(Err(error)) if is_hearsay(error)) {
+                    sent = socket.poll_send(cx, first);
+                }
+                return sent.map_ok(|_| 1);
+            }
         };
-        match send() {
-            // This is about a datagram sent earlier; the call reports it in place of sending this one.
-            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => send(),
-            sent => sent,
+        loop {
+            // Not asked for readiness first, which costs as much as it saves.
+            match connected.send_now(datagrams) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    ready!(connected.socket.poll_send_ready(cx))?;
+                }
+                sent => return Poll::Ready(sent),
+            }
+        }
+    }
+
+    fn send_now(&self) -> Option<Arc<dyn SendNow>> {
+        match &self.socket {
+            Socket::Udp(connected) => Some(connected.clone()),
+            Socket::Unix(_) => None,
         }
     }
 
     fn local(&self) -> Addr {
-        match &self.0 {
-            Socket::Udp(socket) => socket.local_addr().map_or(Addr::UNNAMED, Addr::Udp),
+        match &self.socket {
+            Socket::Udp(connected) => {
+                (connected.socket.local_addr()).map_or(Addr::UNNAMED, Addr::Udp)
+            }
             Socket::Unix(socket) => Addr::Unix {
                 path: socket
                     .local_addr()
@@ -81,6 +223,107 @@ impl Session for Datagrams {
         }
     }
 }
+
+impl SendNow for Connected {
+    fn send_now(&self, datagrams: &[&[u8]]) -> io::Result<usize> {
+        self.limit.send(
+            datagrams,
+            |run| {
+                self.socket.try_io(Interest::WRITABLE, || {
+                    segments::send(&self.socket, None, None, run)
+                })
+            },
+            |datagram| {
+                let mut sent = self.socket.try_send(datagram);
+                if sent.as_ref().is_err_and(is_hearsay) {
+                    sent = self.socket.try_send(datagram);
+                }
+                sent.map(drop)
+            },
+        )
+    }
+}
+
+/// Whether it is about a datagram sent earlier; the call reports it in place of sending this one.
+fn is_hearsay(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::ConnectionRefused
+}
+
+/// What a read gave.
+enum Batch {
+    /// As much as there was room for: there may be more.
+    Full,
+    Some,
+    /// One datagram, or one run.
+    One,
+}
+
+/// Reads up to `N` buffers and gives what is in them to `each`, in order.
+fn receive<const N: usize>(
+    reader: &UdpSocketState,
+    socket: &UdpSocket,
+    each: &mut dyn FnMut(&[&[u8]]),
+) -> io::Result<Batch> {
+    segments::with_scratch(|scratch| {
+        let mut chunks = scratch.chunks_mut(STRIDE);
+        let mut buffers: [_; N] =
+            std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+        let mut metas = [RecvMeta::default(); N];
+        let mut count = 0;
+        let received = socket.try_io(Interest::READABLE, || {
+            count = reader.recv(socket.into(), &mut buffers, &mut metas)?;
+            // Fewer than there was room for: nothing is left, or an error has come meanwhile, which the kernel announces.
+            // Saying so here saves the system call that would only find that out.
+            match count < N {
+                true => Err(ErrorKind::WouldBlock.into()),
+                false => Ok(()),
+            }
+        });
+        if count == 0 {
+            received?;
+        }
+        let mut runs = Runs::new();
+        for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
+            let bytes = buffer.get(..meta.len).unwrap_or(buffer);
+            for datagram in segments::datagrams(bytes, meta.stride) {
+                runs.push(datagram, each);
+            }
+        }
+        runs.flush(each);
+        Ok(match count {
+            n if n == N => Batch::Full,
+            1 => Batch::One,
+            _ => Batch::Some,
+        })
+    })
+}
+
+/// What reads batches, where that can be done. One for all sockets: reading keeps nothing in it, and to make one for each
+/// would cost a dozen system calls and set options that a connected socket is better without.
+fn reader() -> Option<&'static UdpSocketState> {
+    static READER: OnceLock<Option<UdpSocketState>> = OnceLock::new();
+    let make = || {
+        if !cfg!(any(target_os = "linux", target_os = "android")) {
+            return None;
+        }
+        let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let socket = std::net::UdpSocket::bind(&loopback.map(|ip| SocketAddr::new(ip, 0))[..]);
+        UdpSocketState::new((&socket.ok()?).into()).ok()
+    };
+    READER.get_or_init(make).as_ref()
+}
+
+/// Has the kernel merge what comes, where it can.
+fn merge(socket: &UdpSocket) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    // Without it there is a buffer for each datagram.
+    let _ = sockopt::set(socket, libc::SOL_UDP, libc::UDP_GRO, 1);
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = socket;
+}
+
+/// The buffers of a session that gets one answer at a time: the second finds out that there is no more.
+const FEW: usize = 2;
 
 /// The longest datagram of either network that is passed on.
 const LONGEST: usize = 65_535;

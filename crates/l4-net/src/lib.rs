@@ -19,6 +19,7 @@ pub mod listener;
 mod owner;
 pub mod pool;
 pub mod relay;
+mod segments;
 mod seqpacket;
 pub mod sockopt;
 pub mod udp;

@@ -24,7 +24,8 @@ pub use meta::Capture;
 pub use record::{EndReason, Record};
 pub use tls::TlsInfo;
 pub use transport::{
-    DatagramFilter, Filtered, Io, Layer, Raw, ReadLimit, Received, Session, Transport,
+    DatagramFilter, Filtered, Io, Layer, Passage, Raw, ReadLimit, Received, SendNow, Session,
+    Transport,
 };
 
 use crate::placeholder::{Scope, Template};

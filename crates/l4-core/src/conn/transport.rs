@@ -5,8 +5,9 @@ use std::io::{self, IoSlice};
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -32,6 +33,122 @@ pub trait Session: Send + Sync {
 
     /// The address the peer wrote to.
     fn local(&self) -> Addr;
+
+    /// Gives `each` datagrams that are there, in order and in one call or several: what one look at the socket brought.
+    /// `None` when the session is over.
+    fn poll_recv_many(
+        &mut self,
+        cx: &mut Context<'_>,
+        each: &mut dyn FnMut(&[&[u8]]),
+    ) -> Poll<Option<()>> {
+        let datagram = ready!(self.poll_recv(cx));
+        Poll::Ready(datagram.map(|datagram| each(&[&datagram])))
+    }
+
+    /// Sends the first of `datagrams`, which are one at least, and those behind it that the kernel takes along. How many
+    /// were sent; an error is about the first.
+    fn poll_send_many(
+        &mut self,
+        cx: &mut Context<'_>,
+        datagrams: &[&[u8]],
+    ) -> Poll<io::Result<usize>> {
+        match datagrams.first() {
+            Some(datagram) => self.poll_send(cx, datagram).map_ok(|()| 1),
+            None => Poll::Ready(Ok(0)),
+        }
+    }
+
+    /// A way to send to the peer past the owner of this session. None where somebody has to look at each datagram.
+    fn send_now(&self) -> Option<Arc<dyn SendNow>> {
+        None
+    }
+
+    /// Has datagrams that come while [`poll_recv_many`](Self::poll_recv_many) is pending go through `passage` at once,
+    /// without waking the owner. What it does not take at once is received, in order. Whether that can be done.
+    fn pass_to(&mut self, passage: Arc<Passage>) -> bool {
+        let _ = passage;
+        false
+    }
+}
+
+/// Sends datagrams to the peer of a session, and never waits.
+pub trait SendNow: Send + Sync {
+    /// Sends the first of `datagrams`, and those behind it that the kernel takes along. How many; an error, which may be
+    /// `WouldBlock`, is about the first.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    fn send_now(&self, datagrams: &[&[u8]]) -> io::Result<usize>;
+}
+
+/// From one session's socket straight to another's: what passes here is counted and not looked at.
+///
+/// Used by one task at a time: by who reads the socket of the first session, while its owner waits.
+pub struct Passage {
+    to: Arc<dyn SendNow>,
+    /// Where what is taken from the first session is counted, and where what is given to the second.
+    read: Option<Arc<Record>>,
+    written: Option<Arc<Record>>,
+    bytes: AtomicU64,
+    began: Instant,
+    /// Microseconds from `began` to when the last datagram came.
+    last: AtomicU64,
+}
+
+impl Passage {
+    /// A passage to `to` on which nothing is counted but the bytes that have passed.
+    pub fn new(to: Arc<dyn SendNow>) -> Self {
+        Self {
+            to,
+            read: None,
+            written: None,
+            bytes: AtomicU64::new(0),
+            began: Instant::now(),
+            last: AtomicU64::new(0),
+        }
+    }
+
+    /// Sends the first of `datagrams`, which came at `now`, and those behind it that the kernel takes along. How many; an
+    /// error is about the first.
+    ///
+    /// # Errors
+    /// Those of the socket, `WouldBlock` among them: the datagram is then to be sent by the owner of the session.
+    pub fn pass(&self, now: Instant, datagrams: &[&[u8]]) -> io::Result<usize> {
+        let sent = self.to.send_now(datagrams)?;
+        let bytes = datagrams.iter().take(sent).map(|d| d.len()).sum();
+        self.count(now, bytes);
+        if let Some(record) = &self.written {
+            record.add_written(bytes);
+        }
+        Ok(sent)
+    }
+
+    /// Counts a datagram of `len` bytes that was taken from the first session at `now`, and was lost.
+    pub fn lost(&self, now: Instant, len: usize) {
+        self.count(now, len);
+    }
+
+    /// Bytes that were taken from the first session.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// When the last datagram came; when the passage was opened, if none did.
+    pub fn last(&self) -> Instant {
+        self.began + Duration::from_micros(self.last.load(Ordering::Relaxed))
+    }
+
+    fn count(&self, now: Instant, bytes: usize) {
+        // One writer at a time: a load and a store cost no locked instruction.
+        self.bytes
+            .store(self.bytes() + bytes as u64, Ordering::Relaxed);
+        let last = now.saturating_duration_since(self.began).as_micros();
+        self.last
+            .store(u64::try_from(last).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if let Some(record) = &self.read {
+            record.add_read(bytes);
+        }
+    }
 }
 
 /// Looks at every datagram of a session before anybody else receives it, such as one that takes a header off.
@@ -431,6 +548,67 @@ impl Transport {
             self.charge(self.prefix.visible().len());
         }
         Poll::Ready(self.prefix.pop())
+    }
+
+    /// Gives `each` datagrams that are there, in order and in one call or several; `None` when the session is over, and
+    /// on a stream.
+    pub fn poll_receive_many(
+        &mut self,
+        cx: &mut Context<'_>,
+        each: &mut dyn FnMut(&[&[u8]]),
+    ) -> Poll<Option<()>> {
+        if self.limited.is_some() || !self.prefix.is_empty() {
+            // Each is charged before the next is received.
+            let datagram = ready!(self.poll_next_datagram(cx));
+            return Poll::Ready(datagram.map(|datagram| each(&[&datagram])));
+        }
+        let Io::Datagram(session) = &mut self.io else {
+            return Poll::Ready(None);
+        };
+        let Some(record) = &self.record else {
+            return session.poll_recv_many(cx, each);
+        };
+        session.poll_recv_many(cx, &mut |datagrams| {
+            record.add_read(datagrams.iter().map(|datagram| datagram.len()).sum());
+            each(datagrams);
+        })
+    }
+
+    /// Sends the first of `datagrams`, which are one at least, and those behind it that the kernel takes along. How many
+    /// were sent; an error is about the first. A stream takes part of the first.
+    pub fn poll_send_many(
+        &mut self,
+        cx: &mut Context<'_>,
+        datagrams: &[&[u8]],
+    ) -> Poll<io::Result<usize>> {
+        let Io::Datagram(session) = &mut self.io else {
+            let first = datagrams.first().copied().unwrap_or_default();
+            return self.poll_send(cx, first).map_ok(|_| 1);
+        };
+        let sent = ready!(session.poll_send_many(cx, datagrams))?;
+        if let Some(record) = &self.record {
+            record.add_written(datagrams.iter().take(sent).map(|d| d.len()).sum());
+        }
+        Poll::Ready(Ok(sent))
+    }
+
+    /// Has datagrams go to `to` as they arrive, while this end waits in
+    /// [`poll_receive_many`](Self::poll_receive_many): the task that reads the socket sends them, and nobody is woken.
+    /// What cannot be sent at once is received here. `None` where somebody must look at each datagram, where reads are
+    /// limited, or unread ones come first.
+    pub fn pass_to(&mut self, to: &Self) -> Option<Arc<Passage>> {
+        let (Io::Datagram(from), Io::Datagram(session)) = (&mut self.io, &to.io) else {
+            return None;
+        };
+        if self.limited.is_some() || !self.prefix.is_empty() {
+            return None;
+        }
+        let passage = Arc::new(Passage {
+            read: self.record.clone(),
+            written: to.record.clone(),
+            ..Passage::new(session.send_now()?)
+        });
+        from.pass_to(passage.clone()).then_some(passage)
     }
 
     /// Sends part of a stream, or exactly one datagram, which may be empty. Returns how much was taken.

@@ -11,7 +11,10 @@
 //! to the second one, splice(2) through a pipe (`pipe.rs`), and back when it does not any more (`gear.rs`). Both put what
 //! a slow receiver did not take into the same stash, and a sender is read only while that is empty: the order of bytes,
 //! half-closes, resets and limits are decided once, here, for both.
+//!
+//! Datagrams between a client and one peer have neither, and an engine of their own (`datagrams.rs`).
 
+mod datagrams;
 mod gear;
 mod pipe;
 mod scratch;
@@ -31,6 +34,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::keepalive::KeepAlive;
 use crate::sockopt;
+use datagrams::Exchange;
 use gear::{Engine, Gear, Policy};
 use pipe::Arrivals;
 use scratch::{Stash, with_scratch};
@@ -76,7 +80,35 @@ pub fn relay(
     limits: Limits,
 ) -> impl Future<Output = Relayed> {
     // Not an `async` function: its future would hold the arguments once more beside what is made of them.
-    Relay::new(client, peers, limits)
+    let mut peers = peers.into_iter().peekable();
+    let Some(first) = peers.next_if(|peer| client.is_datagram() && peer.is_datagram()) else {
+        return AnyRelay::Bytes(Relay::new(client, peers, limits));
+    };
+    if peers.peek().is_some() {
+        return AnyRelay::Bytes(Relay::new(
+            client,
+            std::iter::once(first).chain(peers),
+            limits,
+        ));
+    }
+    AnyRelay::Datagrams(Box::new(Exchange::new(client, first, limits)))
+}
+
+enum AnyRelay {
+    Bytes(Relay),
+    /// Boxed because it is larger, and the other is what there are many of.
+    Datagrams(Box<Exchange>),
+}
+
+impl Future for AnyRelay {
+    type Output = Relayed;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Relayed> {
+        match &mut *self {
+            Self::Bytes(relay) => Pin::new(relay).poll(cx),
+            Self::Datagrams(exchange) => Pin::new(exchange).poll(cx),
+        }
+    }
 }
 
 struct Relay {
@@ -666,7 +698,7 @@ fn is_reset(error: &io::Error) -> bool {
 
 /// What a connected datagram socket reports about single datagrams, or about a server that is away for a moment. It
 /// must not end the session: when the server is back its answers must be read.
-fn is_transient(error: &io::Error) -> bool {
+pub(crate) fn is_transient(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionRefused

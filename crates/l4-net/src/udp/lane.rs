@@ -7,10 +7,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use l4_core::conn::Passage;
+use smallvec::SmallVec;
 
 use super::manager::Limits;
 use super::stats::{DropReason, Stats};
 use crate::limits::SessionPermit;
+use crate::relay::is_transient;
+use crate::segments::RUN;
 
 /// What the receive task and a session share. Its lock is contended by these two only and held for one queue operation.
 pub(super) struct Lane<K> {
@@ -24,7 +28,7 @@ pub(super) struct Lane<K> {
 }
 
 struct State {
-    queue: VecDeque<Bytes>,
+    queue: VecDeque<Kept>,
     reader: Option<Waker>,
     /// Since when the session has been waiting for a datagram while none was sent. `None` while it is not waiting: a
     /// session that is dialling, or has datagrams to take, is not idle.
@@ -32,6 +36,10 @@ struct State {
     life: Life,
     /// Given back when the session is dropped: until then its handler may hold descriptors.
     permit: Option<SessionPermit>,
+    /// Where datagrams go past the queue, while `passing` says that nothing is before them.
+    passage: Option<Arc<Passage>>,
+    /// The session has taken everything and waits for more, which it would only hand to the passage.
+    passing: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,13 +51,8 @@ enum Life {
     Closed,
 }
 
-/// What became of a datagram given to a lane.
-pub(super) enum Pushed {
-    Queued(Option<Waker>),
-    Dropped(DropReason),
-    /// The session is over: the peer has none.
-    Gone,
-}
+/// The session is over: the peer has none, and its datagrams were not taken.
+pub(super) struct Gone;
 
 /// How a lane stands with its idle timeout.
 pub(super) enum Idle {
@@ -76,6 +79,8 @@ impl<K> Lane<K> {
             idle_since: None,
             life: Life::Open,
             permit,
+            passage: None,
+            passing: false,
         };
         Self {
             id,
@@ -90,22 +95,97 @@ impl<K> Lane<K> {
         }
     }
 
-    /// Queues a copy of `datagram`, or says why not. The newest datagram is the one dropped, as the kernel does when a
-    /// socket's buffer is full: it costs no copy, and what a handshake began with stays.
-    pub(super) fn push(&self, datagram: &[u8], limits: &Limits) -> Pushed {
+    /// Takes datagrams that came at `now`: through the passage if the session has one and `pass` allows it, else into the
+    /// queue, whose reader is then to be woken.
+    pub(super) fn take(
+        &self,
+        now: Instant,
+        datagrams: &[&[u8]],
+        limits: &Limits,
+        pass: bool,
+    ) -> Result<Option<Waker>, Gone> {
         let mut state = self.lock();
         if state.life != Life::Open {
-            return Pushed::Gone;
+            return Err(Gone);
         }
-        if state.queue.len() >= limits.queue {
-            return Pushed::Dropped(DropReason::QueueFull);
+        let mut rest = datagrams;
+        if state.passing
+            && pass
+            && let Some(passage) = state.passage.clone()
+        {
+            // Only the receive task fills the queue, so it stays empty meanwhile; the session may send and end.
+            drop(state);
+            rest = self.pass(&passage, now, datagrams);
+            if rest.is_empty() {
+                return Ok(None);
+            }
+            state = self.lock();
+            if state.life != Life::Open {
+                // It ended just now, and these came before that.
+                let lost = rest.len() as u64;
+                self.shared
+                    .stats
+                    .add_dropped(DropReason::Undeliverable, lost);
+                return Ok(None);
+            }
         }
-        match self.account.keep(datagram, limits.session_bytes) {
-            Ok(datagram) => state.queue.push_back(datagram),
-            Err(reason) => return Pushed::Dropped(reason),
+        // Until the session has taken what is queued, others must not overtake it.
+        state.passing = false;
+        let mut queued = false;
+        for datagram in rest {
+            match self.keep(&state, datagram, limits) {
+                Ok(kept) => state.queue.push_back(kept),
+                Err(reason) => {
+                    self.shared.stats.add_dropped(reason, 1);
+                    continue;
+                }
+            }
+            queued = true;
+        }
+        if !queued {
+            return Ok(None);
         }
         state.idle_since = None;
-        Pushed::Queued(state.reader.take())
+        Ok(state.reader.take())
+    }
+
+    /// A copy of `datagram` for the queue, or why not. The newest datagram is the one dropped, as the kernel does when a
+    /// socket's buffer is full: it costs no copy, and what a handshake began with stays.
+    fn keep(&self, state: &State, datagram: &[u8], limits: &Limits) -> Result<Kept, DropReason> {
+        if state.queue.len() >= limits.queue {
+            return Err(DropReason::QueueFull);
+        }
+        self.account.keep(datagram, limits.session_bytes)
+    }
+
+    /// Sends what can be sent at once; gives back the rest.
+    fn pass<'a, 'b>(
+        &self,
+        passage: &Passage,
+        now: Instant,
+        datagrams: &'a [&'b [u8]],
+    ) -> &'a [&'b [u8]] {
+        let mut rest = datagrams;
+        while let Some(first) = rest.first() {
+            let sent = match passage.pass(now, rest) {
+                Ok(sent) => sent.max(1),
+                // That it was lost concerns nobody else.
+                Err(error) if is_transient(&error) => {
+                    passage.lost(now, first.len());
+                    self.shared.stats.add_dropped(DropReason::Undeliverable, 1);
+                    1
+                }
+                // It waits, or it finds the error, which it is to end with.
+                Err(_) => break,
+            };
+            rest = rest.get(sent..).unwrap_or_default();
+        }
+        rest
+    }
+
+    /// Has datagrams go through `passage` while the session waits in [`Self::poll_recv_many`].
+    pub(super) fn pass_to(&self, passage: Arc<Passage>) {
+        self.lock().passage = Some(passage);
     }
 
     /// The next datagram, `None` once the session is over and everything queued was taken. `now` is asked only if
@@ -116,30 +196,44 @@ impl<K> Lane<K> {
         now: impl FnOnce() -> Instant,
     ) -> Poll<Option<Bytes>> {
         let mut state = self.lock();
+        state.passing = false;
         if let Some(datagram) = state.queue.pop_front() {
-            return Poll::Ready(Some(datagram));
+            return Poll::Ready(Some(Bytes::from_owner(datagram)));
         }
-        if state.life != Life::Open {
-            return Poll::Ready(None);
+        state.poll_idle(cx, now).map(|()| None)
+    }
+
+    /// As [`Self::poll_recv`], of all that is there.
+    pub(super) fn poll_recv_many(
+        &self,
+        cx: &mut Context<'_>,
+        now: impl FnOnce() -> Instant,
+        each: &mut dyn FnMut(&[&[u8]]),
+    ) -> Poll<Option<()>> {
+        let mut state = self.lock();
+        if state.queue.is_empty() {
+            state.passing = state.passage.is_some();
+            return state.poll_idle(cx, now).map(|()| None);
         }
-        // A burst must not cost an otherwise silent session 2 KiB for the rest of its life.
-        if state.queue.capacity() > SMALL_QUEUE {
-            state.queue = VecDeque::new();
-        }
-        state.idle_since.get_or_insert_with(now);
-        match &mut state.reader {
-            Some(reader) => reader.clone_from(cx.waker()),
-            reader @ None => *reader = Some(cx.waker().clone()),
-        }
-        Poll::Pending
+        let some = state.queue.len().min(RUN);
+        let taken: SmallVec<[Kept; 4]> = state.queue.drain(..some).collect();
+        drop(state);
+        let datagrams: SmallVec<[&[u8]; RUN]> = taken.iter().map(AsRef::as_ref).collect();
+        each(&datagrams);
+        Poll::Ready(Some(()))
     }
 
     /// A datagram was sent to the peer: the session is not idle.
-    pub(super) fn sent(&self, now: impl FnOnce() -> Instant) {
-        self.shared.stats.add_sent();
+    pub(super) fn sent(&self, datagrams: u64, now: impl FnOnce() -> Instant) {
+        self.shared.stats.add_sent(datagrams);
         if let Some(since) = &mut self.lock().idle_since {
             *since = now();
         }
+    }
+
+    /// A datagram could not be sent to the peer.
+    pub(super) fn unsent(&self) {
+        self.shared.stats.add_unsent();
     }
 
     /// Ends the lane if it is idle for long enough.
@@ -148,7 +242,10 @@ impl<K> Lane<K> {
         if state.life != Life::Open {
             return Idle::Gone;
         }
-        let since = state.idle_since.unwrap_or(now);
+        let mut since = state.idle_since.unwrap_or(now);
+        if let Some(passage) = &state.passage {
+            since = since.max(passage.last());
+        }
         let until = since + self.idle_timeout;
         if until > now {
             return Idle::Until(until);
@@ -177,7 +274,7 @@ impl<K> Lane<K> {
             (
                 std::mem::replace(&mut state.life, Life::Closed),
                 std::mem::take(&mut state.queue),
-                state.permit.take(),
+                (state.permit.take(), state.passage.take()),
             )
         };
         drop((queue, permit));
@@ -194,6 +291,25 @@ impl<K> Lane<K> {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code that can panic runs under this lock, so a poisoned one is still consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Waits for a datagram, of which none is there. Ready when the session is over.
+    fn poll_idle(&mut self, cx: &mut Context<'_>, now: impl FnOnce() -> Instant) -> Poll<()> {
+        if self.life != Life::Open {
+            return Poll::Ready(());
+        }
+        // A burst must not cost an otherwise silent session 2 KiB for the rest of its life.
+        if self.queue.capacity() > SMALL_QUEUE {
+            self.queue = VecDeque::new();
+        }
+        self.idle_since.get_or_insert_with(now);
+        match &mut self.reader {
+            Some(reader) => reader.clone_from(cx.waker()),
+            reader @ None => *reader = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 }
 
@@ -284,7 +400,7 @@ struct Kept {
 
 impl Account {
     /// Copies `datagram` if the session and the socket may hold it.
-    fn keep(self: &Arc<Self>, datagram: &[u8], limit: usize) -> Result<Bytes, DropReason> {
+    fn keep(self: &Arc<Self>, datagram: &[u8], limit: usize) -> Result<Kept, DropReason> {
         let cost = cost(datagram.len());
         let before = self.held.fetch_add(cost, Ordering::Relaxed);
         let from_pool = beyond_reserve(before + cost) - beyond_reserve(before);
@@ -295,11 +411,10 @@ impl Account {
         } else if from_pool > 0 && taken > self.pool.limit {
             DropReason::MemoryLimit
         } else {
-            let kept = Kept {
+            return Ok(Kept {
                 bytes: datagram.into(),
                 account: self.clone(),
-            };
-            return Ok(Bytes::from_owner(kept));
+            });
         };
         self.release(cost);
         Err(reason)

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::lane::{Idle, Lane, Pool, Pushed, Shared, cost};
+use super::lane::{Gone, Idle, Lane, Pool, Shared, cost};
 use super::stats::{DropReason, Stats};
 use crate::limits::{ConnectionLimit, SessionPermit};
 
@@ -54,6 +54,8 @@ pub(super) struct Table<K> {
     due: BinaryHeap<Due<K>>,
     next_id: u64,
     draining: bool,
+    /// Whether sessions that pass everything on may do so from here; see [`Self::let_pass`].
+    pass: bool,
     pool: Arc<Pool>,
     shared: Arc<Shared<K>>,
     /// Kept for its allocation.
@@ -77,6 +79,7 @@ impl<K: Clone + Eq + Hash> Table<K> {
             due: BinaryHeap::new(),
             next_id: 0,
             draining: false,
+            pass: true,
             pool: Arc::new(Pool::new(limits.total_bytes)),
             shared: Arc::new(Shared::new(stats)),
             closed: Vec::new(),
@@ -85,54 +88,54 @@ impl<K: Clone + Eq + Hash> Table<K> {
     }
 
     /// Takes datagrams of one peer, in order. For a peer without a session `open` is asked.
-    pub(super) fn deliver<'a>(
+    pub(super) fn deliver(
         &mut self,
         now: Instant,
         peer: &K,
-        datagrams: impl IntoIterator<Item = &'a [u8]>,
+        datagrams: &[&[u8]],
         wake: &mut Vec<Waker>,
         mut open: impl FnMut(Vacancy<'_, K>),
     ) {
-        let mut lane = self.lanes.get(peer).cloned();
-        let mut refused = None;
-        let mut received = 0;
-        for datagram in datagrams {
-            received += 1;
-            if let Some(reason) = refused {
-                self.shared.stats.add_dropped(reason, 1);
-                continue;
-            }
-            if let Some(known) = &lane {
-                match known.push(datagram, &self.limits) {
-                    Pushed::Queued(waker) => wake.extend(waker),
-                    Pushed::Dropped(reason) => self.shared.stats.add_dropped(reason, 1),
-                    Pushed::Gone => lane = None,
+        self.shared.stats.add_received(datagrams.len() as u64);
+        let mut rest = datagrams;
+        if let Some(lane) = self.lanes.get(peer) {
+            match lane.take(now, datagrams, &self.limits, self.pass) {
+                Ok(waker) => {
+                    wake.extend(waker);
+                    return;
                 }
-            }
-            if lane.is_none() {
-                match self.vet(datagram.len()) {
-                    Ok(permit) => {
-                        let opened = &mut lane;
-                        open(Vacancy {
-                            table: self,
-                            peer,
-                            datagram,
-                            now,
-                            permit,
-                            opened,
-                        });
-                        if lane.is_none() {
-                            refused = Some(DropReason::Refused);
-                        }
-                    }
-                    Err(reason) => refused = Some(reason),
-                }
-                if let Some(reason) = refused {
-                    self.shared.stats.add_dropped(reason, 1);
-                }
+                Err(Gone) => {}
             }
         }
-        self.shared.stats.add_received(received);
+        while let [datagram, behind @ ..] = rest {
+            let mut lane = None;
+            let vetted = self.vet(datagram.len());
+            let refused = vetted.map(|permit| {
+                open(Vacancy {
+                    table: self,
+                    peer,
+                    datagram,
+                    now,
+                    permit,
+                    opened: &mut lane,
+                });
+                DropReason::Refused
+            });
+            let Some(lane) = lane else {
+                let reason = refused.unwrap_or_else(|reason| reason);
+                self.shared.stats.add_dropped(reason, rest.len() as u64);
+                return;
+            };
+            rest = behind;
+            match lane.take(now, rest, &self.limits, false) {
+                Ok(waker) => {
+                    wake.extend(waker);
+                    return;
+                }
+                // It ended at once: the next datagram opens another one.
+                Err(Gone) => {}
+            }
+        }
     }
 
     /// Counts a datagram that belongs to no peer.
@@ -186,6 +189,12 @@ impl<K: Clone + Eq + Hash> Table<K> {
     /// Whether new sessions are refused.
     pub(super) fn drain(&mut self, draining: bool) {
         self.draining = draining;
+    }
+
+    /// Whether datagrams of sessions with a passage are sent by the receive task. Otherwise their own tasks do, on other
+    /// threads.
+    pub(super) fn let_pass(&mut self, pass: bool) {
+        self.pass = pass;
     }
 
     pub(super) fn len(&self) -> usize {
@@ -245,9 +254,8 @@ impl<K: Clone + Eq + Hash> Table<K> {
             permit,
         );
         let lane = Arc::new(lane);
-        if let Pushed::Dropped(reason) = lane.push(datagram, &self.limits) {
-            self.shared.stats.add_dropped(reason, 1);
-        }
+        // It was just made, so nobody waits for it and it is not over.
+        let _ = lane.take(now, &[datagram], &self.limits, false);
         self.lanes.insert(peer.clone(), lane.clone());
         self.due.push(Due {
             at: now + idle_timeout,

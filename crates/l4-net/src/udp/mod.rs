@@ -5,7 +5,9 @@
 //! holds of its session. `socket` talks to the kernel.
 //!
 //! *Invariant:* nothing a session does or leaves undone makes the receive task wait. What a session does not take is
-//! dropped and counted, closing is an entry in a list, sending is the session's own affair.
+//! dropped and counted, closing is an entry in a list, sending to the peer is the session's own affair. A session that
+//! would only hand its datagrams on to another socket has the receive task do so, which tries once: what does not go out
+//! at once is queued for the session.
 //!
 //! *Invariant:* memory held in datagrams is bounded per session and per socket, counted until the last reference to
 //! the datagram is gone, wherever it went ([`Limits`]).
@@ -36,6 +38,7 @@ use l4_core::{Addr, Io};
 pub use manager::Limits;
 pub use stats::{DropReason, Stats};
 
+pub(crate) use socket::sockopt;
 use socket::{Receiver, Udp, Unix};
 
 /// A bound UDP or `unixgram` socket, ready to serve sessions.

@@ -11,10 +11,11 @@ use bytes::Bytes;
 use tokio::task::coop;
 
 use l4_core::Addr;
-use l4_core::conn::Session;
+use l4_core::conn::{Passage, Session};
 
 use super::lane::Lane;
 use super::socket::{Wire, room};
+use crate::segments::SegmentLimit;
 
 /// One peer's end of the socket.
 ///
@@ -24,6 +25,8 @@ use super::socket::{Wire, room};
 pub(super) struct PeerSession<W: Wire> {
     lane: Arc<Lane<W::Peer>>,
     wire: Arc<W>,
+    /// What is sent to this peer in runs.
+    limit: SegmentLimit,
     /// Set while the kernel has no room for what is to be sent.
     blocked: Option<Blocked>,
 }
@@ -41,6 +44,7 @@ impl<W: Wire> PeerSession<W> {
     pub(super) fn new(lane: Arc<Lane<W::Peer>>, wire: Arc<W>) -> Self {
         Self {
             lane,
+            limit: wire.limit(),
             wire,
             blocked: None,
         }
@@ -56,7 +60,26 @@ impl<W: Wire> Session for PeerSession<W> {
         Poll::Ready(datagram)
     }
 
+    fn poll_recv_many(
+        &mut self,
+        cx: &mut Context<'_>,
+        each: &mut dyn FnMut(&[&[u8]]),
+    ) -> Poll<Option<()>> {
+        let budget = ready!(coop::poll_proceed(cx));
+        let received = ready!(self.lane.poll_recv_many(cx, Instant::now, each));
+        budget.made_progress();
+        Poll::Ready(received)
+    }
+
     fn poll_send(&mut self, cx: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>> {
+        self.poll_send_many(cx, &[datagram]).map_ok(drop)
+    }
+
+    fn poll_send_many(
+        &mut self,
+        cx: &mut Context<'_>,
+        datagrams: &[&[u8]],
+    ) -> Poll<io::Result<usize>> {
         let budget = ready!(coop::poll_proceed(cx));
         loop {
             let tries = match &mut self.blocked {
@@ -66,7 +89,8 @@ impl<W: Wire> Session for PeerSession<W> {
                     blocked.tries
                 }
             };
-            let sent = match self.wire.send(&self.lane.peer, datagram) {
+            let sent = self.wire.send(&self.lane.peer, datagrams, &self.limit);
+            let sent = match sent {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if let Some(room) = room(&self.wire, tries) {
                         self.blocked = Some(Blocked {
@@ -83,12 +107,18 @@ impl<W: Wire> Session for PeerSession<W> {
                 sent => sent,
             };
             self.blocked = None;
-            if sent.is_ok() {
-                self.lane.sent(Instant::now);
+            match sent {
+                Ok(count) => self.lane.sent(count as u64, Instant::now),
+                Err(_) => self.lane.unsent(),
             }
             budget.made_progress();
             return Poll::Ready(sent);
         }
+    }
+
+    fn pass_to(&mut self, passage: Arc<Passage>) -> bool {
+        self.lane.pass_to(passage);
+        true
     }
 
     fn local(&self) -> Addr {

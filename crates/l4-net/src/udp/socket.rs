@@ -1,6 +1,5 @@
-//! The kernel's side: reading batches of datagrams, sending single ones, and the task that does the reading.
+//! The kernel's side: reading batches of datagrams, sending runs of them, and the task that does the reading.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::future::{Future, pending, poll_fn};
 use std::hash::{Hash, Hasher};
@@ -18,6 +17,7 @@ use std::time::{Duration, Instant};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{SockAddr, SockRef};
 use tokio::io::Interest;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::yield_now;
 use tracing::{debug, warn};
@@ -29,6 +29,7 @@ use super::manager::{Limits, Table};
 use super::session::{PeerSession, Wait};
 use super::stats::{DropReason, Stats};
 use super::{Opening, Phase};
+use crate::segments::{self, BATCH, Runs, STRIDE, SegmentLimit};
 
 /// A kind of datagram socket, registered with a runtime. `receive` and `send` return at once.
 pub(super) trait Wire: Sized + Send + Sync + 'static {
@@ -51,8 +52,19 @@ pub(super) trait Wire: Sized + Send + Sync + 'static {
         each: &mut dyn FnMut(Arrival<'_, Self::Peer>),
     ) -> io::Result<bool>;
 
-    /// Sends one datagram.
-    fn send(&self, peer: &Self::Peer, datagram: &[u8]) -> io::Result<()>;
+    /// Sends the first of `datagrams`, and those behind it that the kernel takes along. How many; an error is about the
+    /// first.
+    fn send(
+        &self,
+        peer: &Self::Peer,
+        datagrams: &[&[u8]],
+        limit: &SegmentLimit,
+    ) -> io::Result<usize>;
+
+    /// What may be sent to a peer in runs, before it is known better.
+    fn limit(&self) -> SegmentLimit {
+        SegmentLimit::default()
+    }
 
     /// The peer's address.
     fn remote(&self, peer: &Self::Peer) -> Addr;
@@ -77,12 +89,8 @@ pub(super) fn room<W: Wire>(wire: &Arc<W>, tries: u32) -> Option<Wait> {
 
 /// What was read.
 pub(super) enum Arrival<'a, P> {
-    /// Datagrams of one peer, `stride` bytes each, the last one possibly shorter.
-    Datagrams {
-        peer: P,
-        bytes: &'a [u8],
-        stride: usize,
-    },
+    /// Datagrams of one peer, in order.
+    Datagrams { peer: P, datagrams: &'a [&'a [u8]] },
     /// A datagram that belongs to nobody.
     Useless(DropReason),
 }
@@ -99,6 +107,10 @@ pub(super) struct Receiver<W: Wire, F> {
     /// No receiving before: the socket only gives errors.
     pause: Option<Instant>,
     notices: Notices,
+    /// Whether other threads could send what this task would send for the sessions.
+    threads: bool,
+    /// Whether the last batch was as large as one can be.
+    busy: bool,
 }
 
 impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
@@ -117,6 +129,8 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
             failures: 0,
             pause: None,
             notices: Notices::new(stats, local),
+            threads: Handle::try_current().is_ok_and(|handle| handle.metrics().num_workers() > 1),
+            busy: false,
         }
     }
 
@@ -161,8 +175,11 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
                         // The runtime is going down.
                         break;
                     }
+                    // Sending for the sessions costs less than waking them, unless that is all this task gets to.
+                    self.table.let_pass(!(self.threads && self.busy));
                     let received = self.receive();
-                    if self.look_at(received) {
+                    self.busy = self.look_at(received);
+                    if self.busy {
                         // Sessions on this thread take what they got before the next batch is read.
                         yield_now().await;
                     }
@@ -174,11 +191,6 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
 
     /// Reads one batch and hands it out. Says whether there may be more.
     fn receive(&mut self) -> io::Result<bool> {
-        thread_local! {
-            // For the thread rather than the socket: untouched pages cost nothing, and a thousand listeners that are
-            // idle would each have touched some.
-            static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; BATCH * STRIDE]);
-        }
         let Self {
             wire,
             table,
@@ -189,12 +201,8 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
         let now = Instant::now();
         let mut each = |arrival: Arrival<'_, W::Peer>| match arrival {
             Arrival::Useless(reason) => table.useless(reason),
-            Arrival::Datagrams {
-                peer,
-                bytes,
-                stride,
-            } => {
-                table.deliver(now, &peer, datagrams(bytes, stride), wake, |mut vacancy| {
+            Arrival::Datagrams { peer, datagrams } => {
+                table.deliver(now, &peer, datagrams, wake, |mut vacancy| {
                     let mut accept = |idle_timeout| -> Box<dyn Session> {
                         Box::new(PeerSession::new(vacancy.accept(idle_timeout), wire.clone()))
                     };
@@ -206,7 +214,7 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
                 });
             }
         };
-        let received = SCRATCH.with_borrow_mut(|scratch| wire.receive(scratch, &mut each));
+        let received = segments::with_scratch(|scratch| wire.receive(scratch, &mut each));
         // After the whole batch, so that a session woken by its first datagram finds the others too.
         wake.drain(..).for_each(Waker::wake);
         received
@@ -240,14 +248,6 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
 
 /// Receives that may fail in a row before there is a pause.
 const PATIENCE: u32 = 8;
-
-/// The datagrams that one receive put into one buffer.
-fn datagrams(bytes: &[u8], stride: usize) -> impl Iterator<Item = &[u8]> {
-    let stride = if stride == 0 { bytes.len() } else { stride };
-    // `chunks` sees nothing in an empty datagram.
-    let empty = bytes.is_empty().then_some(bytes);
-    empty.into_iter().chain(bytes.chunks(stride.max(1)))
-}
 
 async fn until(at: Option<Instant>) {
     match at {
@@ -325,6 +325,9 @@ pub(super) struct Udp {
     bound: SocketAddr,
     /// Whether an ICMP error can end a batch, which then has a rest that the kernel does not announce again.
     has_errors: bool,
+    /// Whether every datagram is sent alone, as on a system without segmentation offload.
+    #[cfg(test)]
+    pub(super) singly: bool,
 }
 
 /// A UDP peer together with the address it wrote to. Replies leave from there.
@@ -341,6 +344,16 @@ pub(super) fn prepare(socket: &UdpSocket) -> io::Result<UdpSocketState> {
         .map(|&(level, name)| sockopt::get(socket, level, name))
         .collect();
     let state = UdpSocketState::new(socket.into())?;
+    let bound = socket.local_addr()?;
+    if !bound.ip().is_unspecified() {
+        // Every datagram is for this address, and need not say so.
+        for &(level, name) in ADDRESS_OPTIONS {
+            if sockopt::get(socket, level, name).is_ok() {
+                sockopt::set(socket, level, name, 0)?;
+            }
+        }
+    }
+    widen(socket);
     for (&(level, name), value) in QUIC_OPTIONS.iter().zip(before) {
         // An option that cannot be read belongs to the other address family.
         if let Ok(value) = value {
@@ -348,6 +361,19 @@ pub(super) fn prepare(socket: &UdpSocket) -> io::Result<UdpSocketState> {
         }
     }
     Ok(state)
+}
+
+/// Makes room for bursts in a socket that all clients share: as much as the system lets one have (`net.core.rmem_max`),
+/// which is twice what it gives unasked, or more. Where somebody gave it more it stays.
+fn widen(socket: &UdpSocket) {
+    let socket = SockRef::from(socket);
+    if socket
+        .recv_buffer_size()
+        .is_ok_and(|size| size < RECEIVE_BUFFER)
+    {
+        // Less room loses datagrams sooner and is no reason not to serve.
+        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    }
 }
 
 impl Udp {
@@ -362,6 +388,8 @@ impl Udp {
             state,
             bound,
             has_errors,
+            #[cfg(test)]
+            singly: false,
         })
     }
 
@@ -371,6 +399,9 @@ impl Udp {
     }
 
     fn send_from(&self, from: Option<IpAddr>, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        if from.is_none() {
+            return self.socket.try_send_to(datagram, to).map(drop);
+        }
         let transmit = Transmit {
             destination: to,
             ecn: None,
@@ -423,24 +454,74 @@ impl Wire for Udp {
         if count == 0 {
             received?;
         }
+        let mut runs = Runs::new();
+        let mut of: Option<UdpPeer> = None;
         for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
             let peer = UdpPeer {
                 remote: meta.addr,
                 local: written_to(self.bound, meta),
             };
+            if let Some(before) = of.replace(peer)
+                && before != peer
+            {
+                runs.flush(&mut |datagrams| {
+                    each(Arrival::Datagrams {
+                        peer: before,
+                        datagrams,
+                    });
+                });
+            }
             let bytes = buffer.get(..meta.len).unwrap_or(buffer);
-            each(Arrival::Datagrams {
-                peer,
-                bytes,
-                stride: meta.stride,
-            });
+            for datagram in segments::datagrams(bytes, meta.stride) {
+                runs.push(datagram, &mut |datagrams| {
+                    each(Arrival::Datagrams { peer, datagrams });
+                });
+            }
+        }
+        if let Some(peer) = of {
+            runs.flush(&mut |datagrams| each(Arrival::Datagrams { peer, datagrams }));
         }
         Ok(count == BATCH)
     }
 
-    fn send(&self, peer: &UdpPeer, datagram: &[u8]) -> io::Result<()> {
-        let from =
-            (peer.local != self.bound && is_unicast(peer.local.ip())).then(|| peer.local.ip());
+    fn send(&self, peer: &UdpPeer, datagrams: &[&[u8]], limit: &SegmentLimit) -> io::Result<usize> {
+        let from = self.from(peer);
+        limit.send(
+            datagrams,
+            |run| {
+                let to = SockAddr::from(peer.remote);
+                self.socket.try_io(Interest::WRITABLE, || {
+                    segments::send(&self.socket, Some(&to), from, run)
+                })
+            },
+            |datagram| self.send_one(peer, from, datagram),
+        )
+    }
+
+    fn limit(&self) -> SegmentLimit {
+        #[cfg(test)]
+        if self.singly {
+            return SegmentLimit::none();
+        }
+        SegmentLimit::default()
+    }
+
+    fn remote(&self, peer: &UdpPeer) -> Addr {
+        Addr::Udp(peer.remote)
+    }
+
+    fn local(&self, peer: &UdpPeer) -> Addr {
+        Addr::Udp(peer.local)
+    }
+}
+
+impl Udp {
+    /// The address that replies to `peer` have to be given; `None` if they have it anyway.
+    fn from(&self, peer: &UdpPeer) -> Option<IpAddr> {
+        (peer.local != self.bound && is_unicast(peer.local.ip())).then(|| peer.local.ip())
+    }
+
+    fn send_one(&self, peer: &UdpPeer, from: Option<IpAddr>, datagram: &[u8]) -> io::Result<()> {
         let mut sent = self.send_from(from, peer.remote, datagram);
         if sent.as_ref().is_err_and(is_hearsay) {
             // What became of an earlier datagram, perhaps to another peer. This one was not tried yet.
@@ -451,14 +532,6 @@ impl Wire for Udp {
             sent = self.send_from(None, peer.remote, datagram);
         }
         sent
-    }
-
-    fn remote(&self, peer: &UdpPeer) -> Addr {
-        Addr::Udp(peer.remote)
-    }
-
-    fn local(&self, peer: &UdpPeer) -> Addr {
-        Addr::Udp(peer.local)
     }
 }
 
@@ -521,14 +594,25 @@ fn is_hearsay(error: &io::Error) -> bool {
 }
 
 /// Options that quinn-udp sets and this socket is to have as they were: datagrams larger than the path are fragmented,
-/// as a plain socket does, and the kernel takes no timestamps.
+/// as a plain socket does, and the kernel takes no timestamps and tells nothing of congestion marks.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const QUIC_OPTIONS: &[(libc::c_int, libc::c_int)] = &[
     (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
     (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
     (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG),
     (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS),
+    (libc::IPPROTO_IP, libc::IP_RECVTOS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
 ];
+
+/// Options that have the kernel tell with each datagram to which address it was sent.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const ADDRESS_OPTIONS: &[(libc::c_int, libc::c_int)] = &[
+    (libc::IPPROTO_IP, libc::IP_PKTINFO),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+];
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const ADDRESS_OPTIONS: &[(libc::c_int, libc::c_int)] = &[];
 
 /// Options that make an unconnected socket report ICMP errors.
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -589,23 +673,20 @@ impl Wire for Unix {
                 Err(error) if turn > 0 && error.kind() == WouldBlock => return Ok(false),
                 received => received?,
             };
-            each(match (named(&from.into()), scratch.get(..len)) {
-                (None, _) => Arrival::Useless(DropReason::UnnamedPeer),
-                (Some(peer), Some(bytes)) if len <= LONGEST => Arrival::Datagrams {
-                    peer,
-                    bytes,
-                    stride: len,
-                },
-                (Some(_), _) => Arrival::Useless(DropReason::TooLong),
+            let datagrams = &[scratch.get(..len).unwrap_or_default()];
+            each(match named(&from.into()) {
+                None => Arrival::Useless(DropReason::UnnamedPeer),
+                Some(peer) if len <= LONGEST => Arrival::Datagrams { peer, datagrams },
+                Some(_) => Arrival::Useless(DropReason::TooLong),
             });
         }
         Ok(true)
     }
 
-    fn send(&self, peer: &SockAddr, datagram: &[u8]) -> io::Result<()> {
-        SockRef::from(&self.socket)
-            .send_to(datagram, peer)
-            .map(drop)
+    fn send(&self, peer: &SockAddr, datagrams: &[&[u8]], _: &SegmentLimit) -> io::Result<usize> {
+        let datagram = datagrams.first().copied().unwrap_or_default();
+        SockRef::from(&self.socket).send_to(datagram, peer)?;
+        Ok(1)
     }
 
     fn remote(&self, peer: &SockAddr) -> Addr {
@@ -655,28 +736,21 @@ fn abstract_name(_: &UnixAddr) -> Option<&[u8]> {
     None
 }
 
-/// Datagrams, or runs of datagrams that the kernel has put together, read at once.
-const BATCH: usize = quinn_udp::BATCH_SIZE;
-
-/// The size of a receive buffer: what a run of merged datagrams, or the longest one, may have.
-const STRIDE: usize = 64 * 1024;
+/// The receive buffer that a socket asks for.
+const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
 
 /// The longest datagram passed on. UDP has no longer ones (65 507 over IPv4); handlers read with buffers of this size.
 const LONGEST: usize = 65_535;
 
 /// Integer socket options that neither std nor socket2 has.
 #[allow(unsafe_code)]
-pub(super) mod sockopt {
+pub(crate) mod sockopt {
     use std::io;
     use std::os::fd::AsRawFd;
 
     use libc::c_int;
 
-    pub(in super::super) fn get(
-        socket: &impl AsRawFd,
-        level: c_int,
-        name: c_int,
-    ) -> io::Result<c_int> {
+    pub(crate) fn get(socket: &impl AsRawFd, level: c_int, name: c_int) -> io::Result<c_int> {
         let mut value: c_int = 0;
         let mut len = size_of::<c_int>() as libc::socklen_t;
         // SAFETY: `value` and `len` live through the call, and `len` says how much may be written to `value`. Any
@@ -697,7 +771,7 @@ pub(super) mod sockopt {
         }
     }
 
-    pub(in super::super) fn set(
+    pub(crate) fn set(
         socket: &impl AsRawFd,
         level: c_int,
         name: c_int,

@@ -38,6 +38,8 @@ reasons! {
     UnnamedPeer = "unnamed_peer",
     /// A `unixgram` datagram longer than 65 535 bytes.
     TooLong = "too_long",
+    /// The upstream's socket refused it: it is too long for the path, the server is away, a firewall forbids it.
+    Undeliverable = "undeliverable",
 }
 
 impl fmt::Display for DropReason {
@@ -51,6 +53,7 @@ impl fmt::Display for DropReason {
 pub struct Stats {
     received: AtomicU64,
     sent: AtomicU64,
+    unsent: AtomicU64,
     dropped: [AtomicU64; DropReason::ALL.len()],
     opened: AtomicU64,
     expired: AtomicU64,
@@ -66,6 +69,11 @@ impl Stats {
     /// Datagrams sent to peers.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Datagrams to peers that the kernel refused to send, such as those too long for the path.
+    pub fn unsent(&self) -> u64 {
+        self.unsent.load(Ordering::Relaxed)
     }
 
     /// Received datagrams dropped for `reason`.
@@ -99,8 +107,12 @@ impl Stats {
         self.received.fetch_add(n, Ordering::Relaxed);
     }
 
-    pub(super) fn add_sent(&self) {
-        self.sent.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn add_sent(&self, n: u64) {
+        self.sent.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_unsent(&self) {
+        self.unsent.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn add_dropped(&self, reason: DropReason, n: u64) {

@@ -39,7 +39,7 @@ impl Socket {
         self.table.deliver(
             self.now,
             &peer,
-            [datagram],
+            &[datagram],
             &mut self.wake,
             |mut vacancy| {
                 opened = Some(vacancy.accept(self.idle_timeout));
@@ -224,7 +224,7 @@ fn sending_to_the_peer_keeps_the_session() {
     assert!(recv(&lane, socket.now, &bell).is_pending());
     for _ in 0..50 {
         socket.pass(IDLE - Duration::from_nanos(1));
-        lane.sent(|| socket.now);
+        lane.sent(1, || socket.now);
     }
     assert_eq!((bell.rung(), socket.stats.sent()), (0, 50));
     socket.pass(IDLE);
@@ -253,7 +253,7 @@ fn an_expired_session_can_still_send() {
     assert_eq!(socket.recv(&lane), data(1));
     assert!(socket.recv(&lane).is_pending());
     socket.pass(IDLE);
-    lane.sent(|| socket.now);
+    lane.sent(1, || socket.now);
     assert_eq!(socket.recv(&lane), OVER);
     assert!(socket.deliver(1, b"new").is_some());
 }
@@ -376,7 +376,7 @@ fn a_refused_peer_costs_nothing_and_is_asked_for_again() {
     for _ in 0..2 {
         socket
             .table
-            .deliver(socket.now, &1, run, &mut socket.wake, |_| asked += 1);
+            .deliver(socket.now, &1, &run, &mut socket.wake, |_| asked += 1);
     }
     assert_eq!(asked, 2);
     assert!(socket.table.is_empty());
@@ -392,7 +392,7 @@ fn a_run_of_datagrams_opens_one_session() {
     let run: [&[u8]; 3] = [b"1", b"22", b"333"];
     socket
         .table
-        .deliver(socket.now, &1, run, &mut socket.wake, |mut vacancy| {
+        .deliver(socket.now, &1, &run, &mut socket.wake, |mut vacancy| {
             opened.push(vacancy.accept(IDLE));
         });
     assert_eq!(opened.len(), 1);
@@ -521,7 +521,7 @@ fn a_refused_peer_takes_nothing_of_what_sessions_share() {
     });
     for peer in 0..3 {
         let (now, wake) = (socket.now, &mut socket.wake);
-        socket.table.deliver(now, &peer, [&b"a"[..]], wake, |_| {});
+        socket.table.deliver(now, &peer, &[&b"a"[..]], wake, |_| {});
     }
     assert_eq!(socket.stats.dropped(DropReason::Refused), 3);
     assert_eq!(process.sessions(), 0);

@@ -15,6 +15,7 @@ use super::super::manager::{Limits, Table};
 use super::super::session::PeerSession;
 use super::super::socket::{Arrival, Wire};
 use super::super::stats::Stats;
+use crate::segments::SegmentLimit;
 
 /// Sends fail as scripted, then work.
 #[derive(Default)]
@@ -41,12 +42,13 @@ impl Wire for Script {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    fn send(&self, _: &u32, datagram: &[u8]) -> io::Result<()> {
+    fn send(&self, _: &u32, datagrams: &[&[u8]], _: &SegmentLimit) -> io::Result<usize> {
         if let Some(failure) = self.failures.lock().unwrap().pop_front() {
             return Err(failure.into());
         }
-        self.sent.lock().unwrap().push(datagram.into());
-        Ok(())
+        let first = datagrams.first().copied().unwrap_or_default();
+        self.sent.lock().unwrap().push(first.into());
+        Ok(1)
     }
 
     fn remote(&self, _: &u32) -> Addr {
@@ -88,7 +90,7 @@ fn deliver(table: &mut Table<u32>, datagram: &[u8]) -> Option<Arc<Lane<u32>>> {
     table.deliver(
         Instant::now(),
         &1,
-        [datagram],
+        &[datagram],
         &mut Vec::new(),
         |mut vacancy| {
             lane = Some(vacancy.accept(Duration::from_secs(30)));

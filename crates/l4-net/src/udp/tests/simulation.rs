@@ -130,9 +130,9 @@ impl World {
 
         let mut wake = Vec::new();
         let mut opened = None;
-        let datagrams = run.iter().map(Vec::as_slice);
+        let datagrams: Vec<&[u8]> = run.iter().map(Vec::as_slice).collect();
         self.table
-            .deliver(self.now, &peer, datagrams, &mut wake, |mut vacancy| {
+            .deliver(self.now, &peer, &datagrams, &mut wake, |mut vacancy| {
                 if willing {
                     assert!(opened.is_none(), "one session for one run");
                     opened = Some(vacancy.accept(timeout));
@@ -237,7 +237,7 @@ impl World {
         let now = self.now;
         let session = &mut self.sessions[index];
         if !session.closed {
-            session.lane.sent(|| now);
+            session.lane.sent(1, || now);
             if let (true, Some(since)) = (session.open, &mut session.idle_since) {
                 *since = now;
             }

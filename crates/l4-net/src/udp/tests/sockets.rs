@@ -591,8 +591,10 @@ async fn a_server_can_refuse_before_anything_is_opened() {
         }
     });
     let client = client(server.addr).await;
-    for _ in 0..3 {
+    for sent in 1..=3 {
         client.send(b"let me in").await.unwrap();
+        // One at a time: what comes together is refused together.
+        eventually(|| server.stats.received() == sent).await;
     }
     assert_eq!(reply(&client).await, b"let me in");
     assert_eq!(

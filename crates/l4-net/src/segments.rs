@@ -1,0 +1,234 @@
+//! Datagrams in bulk: reading many of a connected socket at once, and sending a run of one size in one system call.
+//!
+//! Sending is generic segmentation offload (UDP_SEGMENT, udp(7)): the kernel takes the run through its stack as one packet
+//! and cuts it as late as it can. What it cuts is never fragmented, so a size that does not fit the path is refused, and
+//! sent singly from then on; some devices refuse all of it. Reading is `recvmmsg` with its counterpart, receive offload,
+//! which gives such a run back in one buffer.
+
+use std::cell::RefCell;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Datagrams, or runs of datagrams that the kernel has put together, read at once.
+pub(crate) const BATCH: usize = quinn_udp::BATCH_SIZE;
+
+/// The size of a receive buffer: what a run of merged datagrams, or the longest one, may have.
+pub(crate) const STRIDE: usize = 64 * 1024;
+
+/// The most datagrams that are passed on together: what Linux cuts one packet into (UDP_MAX_SEGMENTS before 6.12).
+pub(crate) const RUN: usize = 64;
+
+/// What a run may have in all: an IPv4 packet.
+const LONGEST_RUN: usize = 65_507;
+
+/// Runs `f` with room for a batch, which is the thread's: untouched pages cost nothing, and thousands of sockets that are
+/// idle would each have touched some. Not held across an await.
+pub(crate) fn with_scratch<T>(f: impl FnOnce(&mut [u8]) -> T) -> T {
+    thread_local! {
+        static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; BATCH * STRIDE]);
+    }
+    SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
+        Ok(mut scratch) => f(&mut scratch),
+        // A session that reads another while it hands out its own datagrams.
+        Err(_) => f(&mut vec![0; BATCH * STRIDE]),
+    })
+}
+
+/// The datagrams that one receive put into one buffer: `stride` bytes each, the last one possibly shorter.
+pub(crate) fn datagrams(bytes: &[u8], stride: usize) -> impl Iterator<Item = &[u8]> {
+    let stride = if stride == 0 { bytes.len() } else { stride };
+    // `chunks` sees nothing in an empty datagram.
+    let empty = bytes.is_empty().then_some(bytes);
+    empty.into_iter().chain(bytes.chunks(stride.max(1)))
+}
+
+/// Collects datagrams and hands them out in runs.
+pub(crate) struct Runs<'a> {
+    datagrams: [&'a [u8]; RUN],
+    len: usize,
+}
+
+impl<'a> Runs<'a> {
+    pub(crate) fn new() -> Self {
+        Self {
+            datagrams: [&[]; RUN],
+            len: 0,
+        }
+    }
+
+    /// Adds a datagram; gives `each` those before it if there is no more room.
+    pub(crate) fn push(&mut self, datagram: &'a [u8], each: &mut dyn FnMut(&[&[u8]])) {
+        if self.len == RUN {
+            self.flush(each);
+        }
+        if let Some(slot) = self.datagrams.get_mut(self.len) {
+            *slot = datagram;
+            self.len += 1;
+        }
+    }
+
+    /// Gives `each` what is there.
+    pub(crate) fn flush(&mut self, each: &mut dyn FnMut(&[&[u8]])) {
+        let run = self.datagrams.get(..self.len).unwrap_or_default();
+        if !run.is_empty() {
+            each(run);
+        }
+        self.len = 0;
+    }
+}
+
+/// The longest datagram that is sent as part of a run on one way. It is found out by trying.
+#[derive(Debug)]
+pub(crate) struct SegmentLimit(AtomicUsize);
+
+impl Default for SegmentLimit {
+    fn default() -> Self {
+        let supported = cfg!(any(target_os = "linux", target_os = "android"));
+        Self(AtomicUsize::new(if supported { usize::MAX } else { 0 }))
+    }
+}
+
+impl SegmentLimit {
+    /// Every datagram is sent singly.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self(AtomicUsize::new(0))
+    }
+
+    /// Sends the first datagrams with `together`, if they are a run, or else the first one with `alone`. How many.
+    pub(crate) fn send(
+        &self,
+        datagrams: &[&[u8]],
+        together: impl FnOnce(&[&[u8]]) -> io::Result<()>,
+        alone: impl FnOnce(&[u8]) -> io::Result<()>,
+    ) -> io::Result<usize> {
+        let run = self.run(datagrams);
+        let Some(first) = run.first() else {
+            return Ok(0);
+        };
+        if run.len() > 1 {
+            match together(run) {
+                Ok(()) => return Ok(run.len()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+                Err(error) => self.learn(first.len(), &error),
+            }
+        }
+        alone(first)?;
+        Ok(1)
+    }
+
+    /// The first datagrams, as far as the kernel takes them together: all of one size, but for the last, which may be
+    /// shorter.
+    fn run<'a, 'b>(&self, datagrams: &'a [&'b [u8]]) -> &'a [&'b [u8]] {
+        let size = datagrams.first().map_or(0, |first| first.len());
+        let (mut len, mut total) = (1, size);
+        if size > 0 && size <= self.0.load(Ordering::Relaxed) {
+            for pair in datagrams.windows(2).take(RUN - 1) {
+                let &[before, next] = pair else { break };
+                total += next.len();
+                // No cut can be told behind a short one, and nothing is cut off as an empty one.
+                if before.len() < size
+                    || next.len() > size
+                    || next.is_empty()
+                    || total > LONGEST_RUN
+                {
+                    break;
+                }
+                len += 1;
+            }
+        }
+        datagrams.get(..len).unwrap_or(datagrams)
+    }
+
+    /// Draws the conclusion from a run of datagrams of `size` bytes that was not sent.
+    fn learn(&self, size: usize, error: &io::Error) {
+        match error.raw_os_error() {
+            // Longer than the path has room for. Singly it is fragmented.
+            Some(libc::EMSGSIZE | libc::EINVAL) => {
+                self.0.store(size.saturating_sub(1), Ordering::Relaxed);
+            }
+            // The device does not do it, or IPsec is in the way.
+            Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT) => {
+                self.0.store(0, Ordering::Relaxed);
+            }
+            // About something else, which sending singly will tell.
+            _ => {}
+        }
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) use linux::send;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod linux {
+    use std::io::{self, IoSlice};
+    use std::net::IpAddr;
+    use std::os::fd::AsFd;
+
+    use libc::c_int;
+    use smallvec::SmallVec;
+    use socket2::{MsgHdr, SockAddr, SockRef};
+
+    use super::RUN;
+
+    /// Sends a run of datagrams, to the peer of a connected socket or to `to`, with the source address `from` if given.
+    pub(crate) fn send(
+        socket: &impl AsFd,
+        to: Option<&SockAddr>,
+        from: Option<IpAddr>,
+        run: &[&[u8]],
+    ) -> io::Result<()> {
+        let size = run.first().map_or(0, |first| first.len());
+        let size = u16::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EMSGSIZE))?;
+        let parts: SmallVec<[IoSlice<'_>; RUN]> = run.iter().map(|d| IoSlice::new(d)).collect();
+        let mut control = Control::default();
+        control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
+        // `struct in_pktinfo` and `struct in6_pktinfo`, ip(7) and ipv6(7); the interface is left to the kernel.
+        match from {
+            Some(IpAddr::V4(ip)) => {
+                let mut info = [0; 12];
+                info[4..8].copy_from_slice(&ip.octets());
+                control.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+            }
+            Some(IpAddr::V6(ip)) => {
+                let mut info = [0; 20];
+                info[..16].copy_from_slice(&ip.octets());
+                control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+            }
+            None => {}
+        }
+        let mut message = MsgHdr::new().with_buffers(&parts).with_control(&control.0);
+        if let Some(to) = to {
+            message = message.with_addr(to);
+        }
+        SockRef::from(socket).sendmsg(&message, 0).map(drop)
+    }
+
+    /// Control messages as the kernel reads them, cmsg(3).
+    #[derive(Default)]
+    struct Control(SmallVec<[u8; 64]>);
+
+    impl Control {
+        fn push(&mut self, level: c_int, kind: c_int, data: &[u8]) {
+            const WORD: usize = size_of::<usize>();
+            let header = (WORD + 2 * size_of::<c_int>()).next_multiple_of(WORD);
+            self.0.extend((header + data.len()).to_ne_bytes());
+            self.0.extend(level.to_ne_bytes());
+            self.0.extend(kind.to_ne_bytes());
+            self.0.extend_from_slice(data);
+            self.0.resize(self.0.len().next_multiple_of(WORD), 0);
+        }
+    }
+}
+
+/// On other systems there are no runs.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn send(
+    _: &impl std::os::fd::AsFd,
+    _: Option<&socket2::SockAddr>,
+    _: Option<std::net::IpAddr>,
+    _: &[&[u8]],
+) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
