@@ -30,6 +30,8 @@ enum Command {
     Validate(ValidateArgs),
     /// List the modules of this build
     ListModules(ListModulesArgs),
+    /// Print the JSON Schema of configurations for this build
+    Schema(Extra),
     /// Print the version and the licence of this build
     Version(Extra),
     /// Print what the program knows of its surroundings
@@ -151,6 +153,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>, build: &Build) -> Ex
         Command::Run(args) => cmd::run::run(&args, build),
         Command::Validate(args) => cmd::validate::run(&args, build),
         Command::ListModules(args) => cmd::list_modules::run(&args, build),
+        Command::Schema(_) => cmd::schema::run(build),
         Command::Version(_) => cmd::version::run(build),
         Command::Environ(args) => cmd::environ::run(&args),
     }
@@ -162,7 +165,7 @@ impl Command {
             Self::Run(args) => &args.extra,
             Self::Validate(args) => &args.extra,
             Self::ListModules(args) => &args.extra,
-            Self::Version(extra) => extra,
+            Self::Schema(extra) | Self::Version(extra) => extra,
             Self::Environ(args) => &args.extra,
         }
     }

@@ -20,6 +20,7 @@ pub mod provision;
 pub mod regexp;
 pub mod registry;
 pub mod route;
+pub mod schema;
 pub mod server;
 pub mod storage;
 pub mod upstream;
@@ -35,6 +36,7 @@ pub use placeholder::{Placeholder, Template};
 pub use provision::{Provision, Rejected};
 pub use registry::{AppModule, HandlerModule, Kind, MatcherModule, Origin, Registry};
 pub use route::Program;
+pub use schemars;
 pub use server::Server;
 pub use storage::{Lease, Storage, Storages};
 
@@ -42,12 +44,13 @@ pub use storage::{Lease, Storage, Storages};
 ///
 /// ```
 /// use l4_core::prelude::*;
+/// use schemars::JsonSchema;
 /// use serde::Deserialize;
 ///
 /// /// Matches a connection that begins with a text.
 /// pub struct MatchStart(Vec<u8>);
 ///
-/// #[derive(Deserialize)]
+/// #[derive(Deserialize, JsonSchema)]
 /// #[serde(deny_unknown_fields)]
 /// pub struct StartConfig {
 ///     /// The text, such as `"HELLO "`.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::message::{FirstMessage, Kind, Startup};
@@ -21,7 +22,7 @@ pub struct MatchPostgres {
 }
 
 /// Configuration of `postgres`. A client must meet everything that is given; `{}` matches every PostgreSQL client.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PostgresConfig {
     /// The users that match, each with the databases that they may ask for; an empty list stands for all. The user `*`

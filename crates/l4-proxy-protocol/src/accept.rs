@@ -7,6 +7,7 @@ use l4_core::config::IpRanges;
 use l4_core::conn::{DatagramFilter, Filtered, Received};
 use l4_core::prelude::*;
 use l4_core::{Addr, EndReason, Error, Phase, Side, Verdict};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use thiserror::Error as ThisError;
 use tracing::debug;
@@ -28,7 +29,7 @@ pub struct AcceptProxyProtocol {
 /// connection's from then on: for `remote_ip` and `local_ip`, `ip_hash`, and the header that `proxy` sends.
 ///
 /// Anybody can send a header. List those who may in `allow`, unless nobody else can connect.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AcceptConfig {
     /// How long to wait for a header. A client that has sent none by then, or that waits for the server to speak, goes on

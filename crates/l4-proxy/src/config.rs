@@ -1,14 +1,19 @@
 //! Configuration of `proxy`.
 
 use l4_core::prelude::*;
+use l4_core::schema::{self, InlineOf};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 
+use crate::policy::SelectionPolicies;
+
 /// Connects to an upstream and relays bytes, or datagrams, in both directions. Terminal.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProxyConfig {
     /// Upstreams to choose from; at least one.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<UpstreamConfig>>")]
     pub(crate) upstreams: Option<Vec<RawNode>>,
     /// How to choose among several upstreams, and how long to try.
     #[serde(default)]
@@ -34,11 +39,12 @@ pub struct ProxyConfig {
 }
 
 /// How to choose among several upstreams, and how long to try.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadBalancingConfig {
     /// The selection policy, such as `{"policy": "round_robin"}`. Default: `random`.
     #[serde(default)]
+    #[schemars(with = "Option<InlineOf<SelectionPolicies>>")]
     pub(crate) selection: Option<RawNode>,
     /// How long to go on trying when no upstream can be connected to. Default 0: one attempt.
     #[serde(default)]
@@ -49,7 +55,7 @@ pub struct LoadBalancingConfig {
 }
 
 /// One upstream.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamConfig {
     /// Addresses, `[network/]host:port`: `"10.0.0.1:443"`, `"udp/[2001:db8::1]:53"`, `"unix//run/app.sock"`.
@@ -63,6 +69,7 @@ pub struct UpstreamConfig {
     /// TLS on the connections to this upstream; `{}` verifies its certificate against the authorities of the system.
     /// Default: none.
     #[serde(default)]
+    #[schemars(schema_with = "tls_schema")]
     pub(crate) tls: Option<RawNode>,
     /// The most connections to each address of this upstream at a time, those of other handlers to the same address
     /// included. Default 0: no limit.
@@ -85,7 +92,7 @@ pub struct UpstreamConfig {
 }
 
 /// What several addresses of one upstream mean.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DialMode {
     /// Connect to every one.
@@ -96,7 +103,7 @@ pub enum DialMode {
 }
 
 /// How to find out that an upstream does not work.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HealthChecksConfig {
     /// Connects to every peer again and again; `{}` does so with the defaults. Addresses with placeholders of the
@@ -109,7 +116,7 @@ pub struct HealthChecksConfig {
 }
 
 /// Checks that connect to every peer, send nothing, and close.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ActiveConfig {
     /// Another port to connect to than the one connections use, such as `8080`. Default 0: the same.
@@ -133,7 +140,7 @@ pub struct ActiveConfig {
 }
 
 /// What connections that could not be made say about a peer.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PassiveConfig {
     /// How long a failure is remembered, such as `"30s"`. Default 0: failures are not counted.
@@ -145,4 +152,8 @@ pub struct PassiveConfig {
     /// `max_connections` of every upstream that does not set its own. Default 0: no limit.
     #[serde(default)]
     pub(crate) unhealthy_connection_count: Option<At<i64>>,
+}
+
+fn tls_schema(generator: &mut SchemaGenerator) -> Schema {
+    schema::module::<PeerTransports>(generator, "tls")
 }

@@ -2,6 +2,7 @@
 
 use l4_core::Registry;
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Enters the modules of this crate.
@@ -17,7 +18,7 @@ pub fn register(reg: &mut Registry) {
 pub struct MatchSsh;
 
 /// The matcher `ssh` has no settings.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SshConfig {}
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use l4_core::conn::ReadLimit;
 use l4_core::prelude::*;
 use l4_core::{Io, Record};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::io::Interest;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
@@ -30,7 +31,7 @@ pub struct Throttle {
 /// Every byte is charged once, as it is read, those that were read to find the route included. A datagram is passed whole
 /// and charged whole, so a large one may be waited off afterwards. Placed before `tls` it limits ciphertext, placed after
 /// it plaintext.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ThrottleConfig {
     /// Bytes per second that each connection may send. Default 0: no limit. Example: `100000`.

@@ -8,6 +8,7 @@ use l4_core::prelude::*;
 use l4_core::{AppModule, config};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::automate::Subject;
@@ -35,7 +36,7 @@ pub struct TlsApp {
 /// ```json
 /// {"certificates": {"load_files": [{"certificate": "/etc/ssl/a.pem", "key": "/etc/ssl/a.key"}]}}
 /// ```
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TlsAppConfig {
     /// Where certificates come from. Default: there are none.
@@ -45,27 +46,34 @@ pub struct TlsAppConfig {
     #[serde(default)]
     automation: Option<AutomationConfig>,
     #[serde(default)]
+    #[schemars(with = "()")]
     session_tickets: Option<RawNode>,
     #[serde(default)]
+    #[schemars(with = "()")]
     cache: Option<RawNode>,
     /// Without effect: nothing is stapled.
     #[serde(default)]
     #[allow(dead_code)]
     disable_ocsp_stapling: Option<bool>,
     #[serde(default)]
+    #[schemars(with = "()")]
     disable_storage_check: Option<RawNode>,
     #[serde(default)]
+    #[schemars(with = "()")]
     disable_storage_clean: Option<RawNode>,
     #[serde(default)]
+    #[schemars(with = "()")]
     encrypted_client_hello: Option<RawNode>,
     #[serde(default)]
+    #[schemars(with = "()")]
     dns: Option<RawNode>,
     #[serde(default)]
+    #[schemars(with = "()")]
     resolvers: Option<RawNode>,
 }
 
 /// The loaders of certificates. What two of them have for one name is preferred in this order.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct LoadersConfig {
     /// Certificates and keys in files. `{env.*}` is filled in at load.
@@ -88,7 +96,7 @@ struct LoadersConfig {
 }
 
 /// One certificate in two files.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct FileConfig {
     /// The file of the certificate chain in PEM, leaf first, such as `"/etc/ssl/example.com.pem"`.
@@ -104,7 +112,7 @@ struct FileConfig {
 }
 
 /// Certificates in storage.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct StorageLoaderConfig {
     /// The certificates, each as in `load_files`, with keys of the storage in place of files, such as
@@ -114,7 +122,7 @@ struct StorageLoaderConfig {
 }
 
 /// One certificate as text.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct PemConfig {
     /// The certificate chain in PEM, leaf first.

@@ -47,7 +47,7 @@ pub use handshake_match::{
     SniRegexpConfig,
 };
 pub use keys::{KeyError, KeyType, PrivateKey};
-pub use matcher::MatchTls;
+pub use matcher::{MatchTls, MatchTlsConfig};
 pub use originate::{DEFAULT_UPSTREAM_HANDSHAKE_TIMEOUT, OriginateConfig, OriginateTls};
 pub use pem::PemError;
 pub use pki::{PkiApp, PkiConfig};

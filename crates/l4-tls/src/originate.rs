@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use l4_core::conn::TlsInfo;
 use l4_core::prelude::*;
+use l4_core::schema::InlineOf;
 use l4_core::upstream::{Peer, PeerTransport, PeerTransports, Unfit};
 use l4_core::{BoxFuture, Transport};
 use rustls::client::danger::ServerCertVerifier;
@@ -22,6 +23,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     CertificateError, SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion, version,
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_rustls::TlsConnector;
 use tracing::debug;
@@ -35,7 +37,8 @@ use crate::peer_cert::{PoolVerifier, TrustAnybody};
 use crate::placeholders::version_name;
 use crate::policy::{GROUPS, groups, provider};
 use crate::trust_pool::{
-    TrustPool, Trusted, base64_certificates, certificate_files, system_roots, trust_pool,
+    TrustPool, TrustPools, Trusted, base64_certificates, certificate_files, system_roots,
+    trust_pool,
 };
 
 /// How long the handshake with an upstream may take, unless configured.
@@ -46,12 +49,13 @@ pub const DEFAULT_UPSTREAM_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10)
 /// ```json
 /// {"ca": {"provider": "file", "pem_files": ["/etc/ssl/internal-ca.pem"]}, "server_name": "db.internal"}
 /// ```
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OriginateConfig {
     /// The authorities that may have signed the upstream's certificate, such as
     /// `{"provider": "file", "pem_files": ["/etc/ssl/ca.pem"]}`. Default: those that the system trusts.
     #[serde(default)]
+    #[schemars(with = "Option<InlineOf<TrustPools>>")]
     ca: Option<RawNode>,
     /// Deprecated: write `ca` with the provider `inline`.
     #[serde(default)]

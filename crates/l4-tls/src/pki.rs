@@ -14,8 +14,10 @@ use std::time::{Duration, SystemTime};
 use data_encoding::BASE64;
 use l4_core::config::Node;
 use l4_core::prelude::*;
-use l4_core::{AppModule, Storage};
+use l4_core::schema::InlineOf;
+use l4_core::{AppModule, Storage, Storages};
 use rustls::pki_types::CertificateDer;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
@@ -33,16 +35,17 @@ use crate::{PemError, pem};
 /// ```json
 /// {"certificate_authorities": {"local": {"name": "Example Corp", "intermediate_lifetime": "30d"}}}
 /// ```
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PkiConfig {
     /// The authorities by id. Default: one with the id `local` and all defaults.
     #[serde(default)]
+    #[schemars(with = "Option<BTreeMap<String, AuthorityConfig>>")]
     certificate_authorities: Option<ModuleMap>,
 }
 
 /// One authority: a root, and an intermediate that signs what it issues.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct AuthorityConfig {
     /// What it is called. Default `"Conncept Local Authority"`.
@@ -74,11 +77,12 @@ struct AuthorityConfig {
     renewal_window_ratio: Option<At<f64>>,
     /// Where certificates and keys are kept. Default: the storage of the configuration.
     #[serde(default)]
+    #[schemars(with = "Option<InlineOf<Storages>>")]
     storage: Option<RawNode>,
 }
 
 /// A certificate of an authority in files.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct PairConfig {
     /// The file of the certificate in PEM, followed by its chain.

@@ -6,6 +6,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use arc_swap::ArcSwap;
 use l4_core::config::Node;
 use l4_core::prelude::*;
+use l4_core::schema::MapOf;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::server::{
     NoServerSessionStorage, ProducesTickets, ServerConfig, ServerSessionMemoryCache,
@@ -13,6 +14,7 @@ use rustls::server::{
 };
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CipherSuite, SupportedCipherSuite, SupportedProtocolVersion, version};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tracing::warn;
 
@@ -36,12 +38,13 @@ pub(crate) fn provider() -> CryptoProvider {
 /// ```json
 /// {"match": {"sni": ["mail.example.com"]}, "alpn": ["imap"], "protocol_min": "tls1.3"}
 /// ```
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyConfig {
     /// Conditions on the ClientHello, all of which must hold: `sni`, `sni_regexp`, `alpn`, `remote_ip`, `local_ip`.
     /// Default: every connection.
     #[serde(default, rename = "match")]
+    #[schemars(with = "Option<MapOf<HandshakeMatchers>>")]
     matchers: Option<ModuleMap>,
     /// Which of the certificates for a name are candidates. Default: all.
     #[serde(default)]
@@ -74,16 +77,18 @@ pub struct PolicyConfig {
     #[serde(default)]
     fallback_sni: Option<String>,
     #[serde(default)]
+    #[schemars(with = "()")]
     insecure_secrets_log: Option<RawNode>,
     /// Refuses the connections that the policy is for. Default: false.
     #[serde(default)]
     drop: Option<bool>,
     #[serde(default)]
+    #[schemars(with = "()")]
     handshake_context: Option<RawNode>,
 }
 
 /// Criteria for certificates; all that are given must hold.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SelectionConfig {
     /// Serial numbers in decimal; one must be the certificate's.

@@ -5,6 +5,7 @@
 
 use l4_core::Registry;
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Enters the modules of this crate.
@@ -21,7 +22,7 @@ pub fn register(reg: &mut Registry) {
 pub struct MatchXmpp;
 
 /// The matcher `xmpp` has no settings.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct XmppConfig {}
 

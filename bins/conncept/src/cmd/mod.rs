@@ -3,6 +3,7 @@
 pub(crate) mod environ;
 pub(crate) mod list_modules;
 pub(crate) mod run;
+pub(crate) mod schema;
 pub(crate) mod validate;
 pub(crate) mod version;
 

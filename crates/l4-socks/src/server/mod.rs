@@ -19,6 +19,7 @@ use l4_core::prelude::*;
 use l4_core::{EndReason, Error, Io, Phase, Side, Transport};
 use l4_net::dial::{DialError, DialOptions, Target, connect, resolve};
 use l4_net::relay::{Limits, relay};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use socks5_proto::{Address, Command, Reply, Request};
 use tokio::io::AsyncWriteExt as _;
@@ -37,7 +38,7 @@ use associate::Association;
 /// ```json
 /// {"handler": "socks5", "credentials": {"bob": "qHoEtVpGRM"}}
 /// ```
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Socks5HandlerConfig {
     /// What clients may ask for, of `"CONNECT"` (a connection to a target), `"ASSOCIATE"` (datagrams to any number of

@@ -2,10 +2,11 @@ use jiff::Timestamp;
 use jiff::tz::{Offset, TimeZone};
 use l4_core::config::Node;
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Configuration of `clock`. Global placeholders are filled in at load.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClockConfig {
     /// The first second of the window, as `HH:MM:SS`. Default: `"00:00:00"`. Example: `"08:00:00"`.

@@ -8,6 +8,6 @@ mod vars;
 
 pub use clock::{ClockConfig, MatchClock};
 pub use ip::{IpConfig, MatchLocalIp, MatchRemoteIp};
-pub use not::MatchNot;
+pub use not::{MatchNot, NotConfig};
 pub use regexp::{MatchRegexp, RegexpConfig};
-pub use vars::{MatchVars, MatchVarsRegexp};
+pub use vars::{MatchVars, MatchVarsRegexp, VarsConfig, VarsRegexpConfig};

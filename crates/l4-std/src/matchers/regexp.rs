@@ -2,11 +2,12 @@ use l4_core::conn::MATCH_LIMIT;
 use l4_core::prelude::*;
 use l4_core::regexp::{Expression, expand_pattern};
 use regex_syntax::hir::{Look, literal};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use smallvec::SmallVec;
 
 /// Configuration of `regexp`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegexpConfig {
     /// How many bytes are searched: exactly the first so many, and no answer is given before they are there. At most

@@ -1,8 +1,10 @@
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use l4_core::config::Node;
 use l4_core::prelude::*;
 use l4_core::regexp::NamedExpression;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// What is compared: a variable by name, or a placeholder written as the whole key.
@@ -37,11 +39,16 @@ pub struct MatchVars {
     wanted: Vec<(Subject, Vec<Template>)>,
 }
 
+/// Variables, or placeholders in braces, and the values that match, such as `{"{l4.tls.server_name}": ["a.example"]}`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct VarsConfig(#[schemars(with = "BTreeMap<String, Vec<String>>")] ModuleMap);
+
 impl MatcherModule for MatchVars {
     const NAME: &'static str = "vars";
-    type Config = ModuleMap;
+    type Config = VarsConfig;
 
-    fn provision(config: ModuleMap, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+    fn provision(VarsConfig(config): VarsConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
         let pairs: Vec<(String, Node)> = config.iter().map(|(k, v)| (k.to_owned(), v)).collect();
         let wanted = cx.all(pairs, |cx, (key, node)| {
             let subject = Subject::provision(&key, node, cx)?;
@@ -73,7 +80,7 @@ pub struct MatchVarsRegexp {
 }
 
 /// A regular expression with an optional name.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ExpressionConfig {
     /// The name under which captures can be read too; letters, digits and underscores. Default: none.
@@ -84,11 +91,20 @@ struct ExpressionConfig {
     pattern: At<String>,
 }
 
+/// Variables, or placeholders in braces, and the expressions that match, such as `{"{l4.tls.server_name}": {"pattern":
+/// "^www"}}`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct VarsRegexpConfig(#[schemars(with = "BTreeMap<String, ExpressionConfig>")] ModuleMap);
+
 impl MatcherModule for MatchVarsRegexp {
     const NAME: &'static str = "vars_regexp";
-    type Config = ModuleMap;
+    type Config = VarsRegexpConfig;
 
-    fn provision(config: ModuleMap, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+    fn provision(
+        VarsRegexpConfig(config): VarsRegexpConfig,
+        cx: &mut Provision<'_>,
+    ) -> Result<Self, Rejected> {
         let pairs: Vec<(String, Node)> = config.iter().map(|(k, v)| (k.to_owned(), v)).collect();
         let wanted = cx.all(pairs, |cx, (key, node)| {
             let subject = Subject::provision(&key, node, cx)?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use l4_core::BoxFuture;
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tracing::warn;
 
@@ -18,7 +19,7 @@ use crate::pki::{Authority, LOCAL, PkiApp, Tier, now};
 /// ```json
 /// {"module": "internal", "lifetime": "24h"}
 /// ```
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InternalIssuerConfig {
     /// The id of an authority of the application `pki`. Default `"local"`, which needs no configuration.

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use l4_core::Storage;
 use l4_core::config::{Node, Value};
 use l4_core::prelude::*;
+use l4_core::schema::InlineOf;
+use l4_core::{Storage, Storages};
 use rustls::crypto::CryptoProvider;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::internal::{InternalIssuer, InternalIssuerConfig};
@@ -22,27 +24,32 @@ use crate::policy::provider;
 use crate::storage;
 
 /// How the certificates of `automate` are made.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AutomationConfig {
     /// Rules for names; the first that is for a name counts. Default: names that no public authority certifies, such as
     /// `localhost`, get certificates from the issuer `internal`.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<PolicyConfig>>")]
     policies: Option<Vec<RawNode>>,
     /// How often it is checked whether certificates have to be renewed. Default `"10m"`.
     #[serde(default)]
     renew_interval: Option<At<GoDuration>>,
     #[serde(default)]
+    #[schemars(with = "()")]
     on_demand: Option<RawNode>,
     #[serde(default)]
+    #[schemars(with = "()")]
     ocsp_interval: Option<RawNode>,
     #[serde(default)]
+    #[schemars(with = "()")]
     storage_clean_interval: Option<RawNode>,
 }
 
 /// A rule for some names. It makes no certificate by itself: names have to be in `automate`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "AutomationPolicyConfig")]
 struct PolicyConfig {
     /// The names it is for. `*` stands for one label: `*.example.internal`. Default: every name.
     #[serde(default)]
@@ -50,6 +57,7 @@ struct PolicyConfig {
     /// Who makes the certificates; if one cannot, the next is asked. Default: `internal` for names that no public authority
     /// certifies.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<InlineOf<Issuers>>>")]
     issuers: Option<Vec<RawNode>>,
     /// The kind of key: `ed25519`, `p256` (default), `p384`, `rsa2048` or `rsa4096`.
     #[serde(default)]
@@ -59,20 +67,26 @@ struct PolicyConfig {
     renewal_window_ratio: Option<At<f64>>,
     /// Where certificates and keys are kept. Default: the storage of the configuration.
     #[serde(default)]
+    #[schemars(with = "Option<InlineOf<Storages>>")]
     storage: Option<RawNode>,
     /// Without effect: nothing is stapled.
     #[serde(default)]
     #[allow(dead_code)]
     disable_ocsp_stapling: Option<bool>,
     #[serde(default)]
+    #[schemars(with = "()")]
     ocsp_overrides: Option<RawNode>,
     #[serde(default)]
+    #[schemars(with = "()")]
     on_demand: Option<RawNode>,
     #[serde(default)]
+    #[schemars(with = "()")]
     get_certificate: Option<RawNode>,
     #[serde(default)]
+    #[schemars(with = "()")]
     reuse_private_keys: Option<RawNode>,
     #[serde(default)]
+    #[schemars(with = "()")]
     must_staple: Option<RawNode>,
 }
 

@@ -1,5 +1,6 @@
 //! `remote_ip` and `local_ip`: where a hello comes from and where it was received.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use l4_core::config::{At, IpRanges};
@@ -10,7 +11,7 @@ use super::{HandshakeMatch, HandshakeScope};
 use crate::ClientHello;
 
 /// Addresses that a client may and may not have.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoteIpConfig {
     /// Addresses and prefixes, such as `["10.0.0.0/8", "::1"]`, or `private_ranges`. The client must be in one of them;
@@ -23,7 +24,7 @@ pub struct RemoteIpConfig {
 }
 
 /// Addresses that a hello may be received on.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LocalIpConfig {
     /// Addresses and prefixes, such as `["192.0.2.1"]`, or `private_ranges`. The local address must be in one of them;
