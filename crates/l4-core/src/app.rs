@@ -63,9 +63,6 @@ pub struct Loaded {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RootConfig {
-    /// The JSON Schema that editors check the file against, such as `"conncept.schema.json"`. Without effect here.
-    #[serde(rename = "$schema", default)]
-    _schema: Option<String>,
     /// The administration endpoint.
     #[serde(default)]
     #[schemars(with = "Option<ModuleMap>")]
@@ -82,21 +79,25 @@ pub(crate) struct RootConfig {
     #[serde(default)]
     #[schemars(with = "Option<MapOf<Apps>>")]
     apps: Option<ModuleMap>,
+    /// The JSON Schema that editors check the file against, such as `"conncept.schema.json"`. Without effect here.
+    #[serde(rename = "$schema", default)]
+    _schema: Option<String>,
 }
 
 /// The layer-4 application.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Layer4Config {
-    /// Servers by name. The name is a label for logs.
+    /// Servers by name. The name is a label for logs; the order has no meaning. Default: none.
     #[serde(default)]
     #[schemars(with = "Option<BTreeMap<String, ServerConfig>>")]
     servers: Option<ModuleMap>,
-    /// How long connections may go on after the process was told to stop (SIGTERM, SIGINT). Default `"5s"`; 0 closes
-    /// them at once.
+    /// How long connections may go on after the process was told to stop (SIGTERM, SIGINT). 0 closes them at once.
+    /// Default: `"5s"`.
     #[serde(default)]
     grace_period: Option<At<GoDuration>>,
-    /// How long connections may go on under this configuration after a reload replaced it. Default: without limit.
+    /// How long connections of this configuration may go on after a reload has replaced it. 0 is no limit. Default:
+    /// without limit.
     #[serde(default)]
     drain_timeout: Option<At<GoDuration>>,
 }
@@ -105,18 +106,18 @@ pub(crate) struct Layer4Config {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ServerConfig {
-    /// Addresses, such as `":443"`, `"udp/127.0.0.1:53"`, `"unix//run/x.sock|0660"`. Global placeholders
-    /// (`{env.PORT}`) are filled in once, at load.
+    /// Addresses, such as `":443"`, `"udp/127.0.0.1:53"`, `"unix//run/x.sock|0660"`. Global placeholders (`{env.PORT}`)
+    /// are filled in once, at load. Default: none.
     #[serde(default)]
     listen: Option<Vec<At<String>>>,
-    /// Routes, asked in this order. Without any, every connection is closed at once.
+    /// Routes, asked in this order. Without any, every connection is closed at once. Default: none.
     #[serde(default)]
     #[schemars(with = "Option<Vec<RouteConfig>>")]
     routes: Option<Vec<Raw>>,
-    /// How long a UDP association may be silent in both directions. Default `"30s"`. No effect on TCP.
+    /// Datagrams only: how long a session may be silent in both directions. 0 or less is the default. Default: `"30s"`.
     #[serde(default)]
     idle_timeout: Option<GoDuration>,
-    /// How long to wait for the bytes that decide a route. Default `"3s"`.
+    /// How long to wait for the bytes that decide a route. 0 or less is the default. Default: `"3s"`.
     #[serde(default)]
     matching_timeout: Option<GoDuration>,
 }

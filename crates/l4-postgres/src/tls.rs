@@ -25,7 +25,7 @@ pub struct PostgresTls {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PostgresTlsConfig {
-    /// How long the client may take to ask for TLS. Default `"10s"`; 0 is without limit.
+    /// How long the client may take to ask for TLS. 0 is no limit. Default: `"10s"`.
     #[serde(default)]
     timeout: Option<At<GoDuration>>,
 }

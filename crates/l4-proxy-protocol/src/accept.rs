@@ -32,8 +32,8 @@ pub struct AcceptProxyProtocol {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AcceptConfig {
-    /// How long to wait for a header. A client that has sent none by then, or that waits for the server to speak, goes on
-    /// without; a header that has begun must be complete. Default `"10s"`; 0 is no limit.
+    /// How long to wait for a header. A client that has sent none by then, or that waits for the server to speak, goes
+    /// on without; a header that has begun must be complete. 0 is no limit. Default: `"10s"`.
     #[serde(default)]
     timeout: Option<GoDuration>,
     /// Whose headers are believed: addresses and prefixes, such as `"10.0.0.0/8"`; `"private_ranges"` stands for the
@@ -47,8 +47,9 @@ pub struct AcceptConfig {
     deny: Option<Vec<At<String>>>,
     /// What those get who are on neither list, in any case: `"IGNORE"` takes a header off and keeps the addresses,
     /// `"USE"` believes it, `"REQUIRE"` closes a connection without, `"REJECT"` closes one with, `"SKIP"` leaves it in
-    /// front of the bytes. Default: `"IGNORE"`; `"USE"` if neither list is given.
+    /// front of the bytes. Default: `"IGNORE"` with `allow` or `deny`, else `"USE"`.
     #[serde(default)]
+    #[schemars(extend("examples" = ["IGNORE", "USE", "REQUIRE", "REJECT", "SKIP"]))]
     fallback_policy: Option<At<String>>,
 }
 

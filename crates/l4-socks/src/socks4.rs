@@ -26,8 +26,8 @@ pub struct Socks4Config {
     #[serde(default)]
     commands: Vec<At<String>>,
     /// The destinations that match, as addresses and prefixes; `"private_ranges"` stands for the private and loopback
-    /// ones. Global placeholders are filled in at load. A client of version 4a that leaves the look-up of a name to
-    /// the proxy asks for an address in `0.0.0.0/24`. Default: all. Example: `["10.0.0.0/8"]`.
+    /// ones. Global placeholders are filled in at load. A client of version 4a that leaves the look-up of a name to the
+    /// proxy asks for an address in `0.0.0.0/24`. Default: all. Example: `["10.0.0.0/8"]`.
     #[serde(default)]
     networks: Vec<At<String>>,
     /// The destination ports that match. Default: all. Example: `[80, 443]`.

@@ -17,9 +17,8 @@ pub struct MatchSocks5 {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Socks5Config {
-    /// The numbers of the authentication methods that a client may offer; one that offers another, too, does not
-    /// match. 0 is none, 1 is GSSAPI, 2 is user name and password (IANA registry "SOCKS Methods"). Default and empty:
-    /// `[0, 1, 2]`.
+    /// The numbers of the authentication methods that a client may offer; one that offers another, too, does not match.
+    /// 0 is none, 1 is GSSAPI, 2 is user name and password (IANA registry "SOCKS Methods"). Default: `[0, 1, 2]`.
     #[serde(default)]
     auth_methods: Vec<At<u16>>,
 }

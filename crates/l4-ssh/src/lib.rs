@@ -9,6 +9,7 @@ use serde::Deserialize;
 pub fn register(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.matcher::<MatchSsh>();
+    reg.page(include_str!("../docs/matchers/ssh.md"));
 }
 
 /// Matches a connection that begins as SSH does: with `SSH-`, the start of the client's identification string (RFC

@@ -29,4 +29,17 @@ pub fn register(reg: &mut Registry) {
         .matcher::<matchers::MatchVarsRegexp>()
         .matcher::<matchers::MatchRegexp>()
         .matcher::<matchers::MatchClock>();
+    reg.page(include_str!("../docs/handlers/close.md"));
+    reg.page(include_str!("../docs/handlers/echo.md"));
+    reg.page(include_str!("../docs/handlers/respond.md"));
+    reg.page(include_str!("../docs/handlers/subroute.md"));
+    reg.page(include_str!("../docs/handlers/vars.md"));
+    reg.page(include_str!("../docs/matchers/clock.md"));
+    reg.page(include_str!("../docs/matchers/ip.md"));
+    reg.page(include_str!("../docs/matchers/local_ip.md"));
+    reg.page(include_str!("../docs/matchers/not.md"));
+    reg.page(include_str!("../docs/matchers/regexp.md"));
+    reg.page(include_str!("../docs/matchers/remote_ip.md"));
+    reg.page(include_str!("../docs/matchers/vars.md"));
+    reg.page(include_str!("../docs/matchers/vars_regexp.md"));
 }

@@ -42,31 +42,39 @@ pub struct TlsAppConfig {
     /// Where certificates come from. Default: there are none.
     #[serde(default)]
     certificates: Option<LoadersConfig>,
-    /// How the certificates of `automate` are made and when they are renewed.
+    /// How the certificates of `automate` are made and when they are renewed. Default: a certificate from `internal`
+    /// for every name that no public authority certifies.
     #[serde(default)]
     automation: Option<AutomationConfig>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
     #[schemars(with = "()")]
     session_tickets: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
     #[schemars(with = "()")]
     cache: Option<RawNode>,
-    /// Without effect: nothing is stapled.
+    /// Accepted without effect: nothing is stapled. Default: `false`.
     #[serde(default)]
     #[allow(dead_code)]
     disable_ocsp_stapling: Option<bool>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
     #[schemars(with = "()")]
     disable_storage_check: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
     #[schemars(with = "()")]
     disable_storage_clean: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
     #[schemars(with = "()")]
     encrypted_client_hello: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
     #[schemars(with = "()")]
     dns: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
     #[schemars(with = "()")]
     resolvers: Option<RawNode>,
@@ -76,21 +84,22 @@ pub struct TlsAppConfig {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct LoadersConfig {
-    /// Certificates and keys in files. `{env.*}` is filled in at load.
+    /// Certificates and keys in files. `{env.*}` is filled in at load. Default: none.
     #[serde(default)]
     load_files: Option<Vec<FileConfig>>,
     /// Folders that are searched, with all folders in them, for files ending in `.pem`. Each must hold one certificate
-    /// chain and its key.
+    /// chain and its key. Default: none.
     #[serde(default)]
     load_folders: Option<Vec<At<String>>>,
     /// Certificates and keys written into the configuration, or taken from elsewhere by `{env.NAME}` or `{file./path}`.
+    /// Default: none.
     #[serde(default)]
     load_pem: Option<Vec<PemConfig>>,
-    /// Certificates and keys in the storage of the configuration, put there by somebody else.
+    /// Certificates and keys in the storage of the configuration, put there by somebody else. Default: none.
     #[serde(default)]
     load_storage: Option<StorageLoaderConfig>,
     /// Names that get certificates which are made and renewed here, such as `"localhost"`, `"*.example.internal"` or
-    /// `"192.168.0.1"`. One certificate for each.
+    /// `"192.168.0.1"`. One certificate for each. Default: none.
     #[serde(default)]
     automate: Option<Vec<At<String>>>,
 }
@@ -101,12 +110,14 @@ struct LoadersConfig {
 struct FileConfig {
     /// The file of the certificate chain in PEM, leaf first, such as `"/etc/ssl/example.com.pem"`.
     certificate: At<String>,
-    /// The file of the private key in PEM, not encrypted, such as `"/etc/ssl/example.com.key"`.
+    /// The file of the private key in PEM, not encrypted, such as `"/etc/ssl/example.com.key"`; may be the same
+    /// file.
     key: At<String>,
-    /// `"pem"`, which is also the default.
+    /// Nothing else is known. Default: `"pem"`.
     #[serde(default)]
+    #[schemars(extend("enum" = ["pem", ""]))]
     format: Option<At<String>>,
-    /// Labels that `certificate_selection` can ask for.
+    /// Labels that `certificate_selection` can ask for. Default: none.
     #[serde(default)]
     tags: Option<Vec<At<String>>>,
 }
@@ -116,7 +127,7 @@ struct FileConfig {
 #[serde(deny_unknown_fields)]
 struct StorageLoaderConfig {
     /// The certificates, each as in `load_files`, with keys of the storage in place of files, such as
-    /// `{"certificate": "own/a.crt", "key": "own/a.key"}`.
+    /// `{"certificate": "own/a.crt", "key": "own/a.key"}`. Default: none.
     #[serde(default)]
     pairs: Vec<FileConfig>,
 }
@@ -129,7 +140,7 @@ struct PemConfig {
     certificate: At<String>,
     /// The private key in PEM, not encrypted.
     key: At<String>,
-    /// Labels that `certificate_selection` can ask for.
+    /// Labels that `certificate_selection` can ask for. Default: none.
     #[serde(default)]
     tags: Option<Vec<At<String>>>,
 }

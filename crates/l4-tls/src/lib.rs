@@ -65,6 +65,10 @@ pub fn register(reg: &mut Registry) {
     reg.handler::<TlsTerminate>();
     reg.app::<TlsApp>();
     reg.app::<PkiApp>();
+    reg.page(include_str!("../docs/matchers/tls.md"));
+    reg.page(include_str!("../docs/handlers/tls.md"));
+    reg.page(include_str!("../docs/apps/tls.md"));
+    reg.page(include_str!("../docs/apps/pki.md"));
     automate::register(reg);
     storage::register(reg);
     client_auth::register(reg);

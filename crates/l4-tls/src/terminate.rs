@@ -42,7 +42,7 @@ pub struct TerminateConfig {
     #[serde(default)]
     #[schemars(with = "Option<Vec<PolicyConfig>>")]
     connection_policies: Option<Vec<RawNode>>,
-    /// How long the handshake may take. Default `"10s"`; 0 is without limit.
+    /// How long the handshake may take. 0 is no limit. Default: `"10s"`.
     #[serde(default)]
     handshake_timeout: Option<At<GoDuration>>,
 }

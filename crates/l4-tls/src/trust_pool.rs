@@ -208,10 +208,11 @@ struct SystemPoolConfig {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct StoragePoolConfig {
-    /// The keys under which certificates are stored in PEM, such as `["clients/ca.pem"]`; other blocks are passed over.
+    /// The keys under which certificates are stored in PEM, at least one, such as `["clients/ca.pem"]`; other blocks are passed over.
+    /// Default: none.
     #[serde(default)]
     pem_keys: Vec<At<String>>,
-    /// The storage. Default: that of the configuration.
+    /// Where they are, written as `storage` at the top of the file. Default: that of the configuration.
     #[serde(default)]
     #[schemars(with = "Option<InlineOf<Storages>>")]
     storage: Option<RawNode>,
@@ -221,7 +222,7 @@ struct StoragePoolConfig {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct AuthorityPoolConfig {
-    /// Their ids, such as `["local"]`.
+    /// The ids of the authorities, at least one. Default: none. Example: `["local"]`.
     #[serde(default)]
     authority: Vec<At<String>>,
 }
@@ -230,7 +231,8 @@ struct AuthorityPoolConfig {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct CombinedPoolConfig {
-    /// The pools, such as `[{"provider": "system"}, {"provider": "file", "pem_files": ["/etc/ssl/own-ca.pem"]}]`.
+    /// The pools, at least one; all their authorities are trusted. Such as `[{"provider": "system"}, {"provider": "file", "pem_files": ["/etc/ssl/own-ca.pem"]}]`.
+    /// Default: none.
     #[serde(default)]
     #[schemars(with = "Vec<InlineOf<TrustPools>>")]
     sources: Vec<RawNode>,

@@ -12,6 +12,7 @@ use serde::Deserialize;
 pub fn register(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.matcher::<MatchXmpp>();
+    reg.page(include_str!("../docs/matchers/xmpp.md"));
 }
 
 /// Matches a connection that begins with an XMPP stream header (RFC 6120 section 4.7), of clients, servers and

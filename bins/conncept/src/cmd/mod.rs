@@ -1,5 +1,6 @@
 //! The commands, one per file, and how they speak.
 
+pub(crate) mod docs;
 pub(crate) mod environ;
 pub(crate) mod list_modules;
 pub(crate) mod run;

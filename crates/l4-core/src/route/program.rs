@@ -25,11 +25,12 @@ use crate::{Connection, EndReason, Flow, Handler, Rest, Result};
 #[serde(deny_unknown_fields)]
 pub struct RouteConfig {
     /// Matcher sets. One of them must match; within a set all matchers must. Absent, `null`, `[]` and `[{}]` match
-    /// every connection.
+    /// every connection. Default: every connection.
     #[serde(rename = "match", default)]
     #[schemars(with = "Option<Vec<Option<MapOf<Matchers>>>>")]
     matcher_sets: Option<Vec<Option<ModuleMap>>>,
     /// Handlers, run in this order. A route without handlers matches and does nothing; matching goes on behind it.
+    /// Default: none.
     #[serde(default)]
     #[schemars(with = "Option<Vec<InlineOf<Handlers>>>")]
     handle: Option<Vec<Raw>>,

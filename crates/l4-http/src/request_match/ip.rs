@@ -14,7 +14,7 @@ use super::{Request, RequestMatch};
 pub struct IpConfig {
     /// Addresses and prefixes, such as `"10.0.0.0/8"` or `"::1"`; `"private_ranges"` stands for the private and
     /// loopback ones. The zone of an IPv6 address is ignored. Global placeholders are filled in at load. Empty or absent
-    /// never matches, and neither does a client on a Unix socket.
+    /// never matches, and neither does a client on a Unix socket. Default: none.
     #[serde(default)]
     ranges: Vec<At<String>>,
 }

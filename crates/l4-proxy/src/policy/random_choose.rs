@@ -20,7 +20,7 @@ pub struct RandomChoose {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RandomChooseConfig {
-    /// How many to draw. Default 2, which is also the least.
+    /// How many to draw; at least 2. Default: 2.
     #[serde(default)]
     choose: Option<At<i64>>,
 }

@@ -20,8 +20,8 @@ pub struct Respond {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RespondConfig {
-    /// The text to send, with placeholders, such as `"hello {l4.conn.remote_addr}\r\n"`. Default: empty. On UDP it is
-    /// one datagram.
+    /// The text to send, with placeholders, such as `"hello {l4.conn.remote_addr}\r\n"`. On UDP it is one datagram.
+    /// Default: empty.
     #[serde(default)]
     body: Option<At<String>>,
 }

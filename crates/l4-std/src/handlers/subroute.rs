@@ -16,12 +16,12 @@ pub struct Subroute {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SubrouteConfig {
-    /// Routes, asked in this order, as in a server.
+    /// Routes, asked in this order, as in a server. Default: none.
     #[serde(default)]
     #[schemars(with = "Option<Vec<RouteConfig>>")]
     routes: Option<Vec<RawNode>>,
-    /// How long this list waits for the bytes that decide it. Default `"3s"`. Its clock is its own: the outer list's
-    /// stands still meanwhile.
+    /// How long this list waits for the bytes that decide it. Its clock is its own: the outer list's stands still
+    /// meanwhile. Default: `"3s"`.
     #[serde(default)]
     matching_timeout: Option<GoDuration>,
 }

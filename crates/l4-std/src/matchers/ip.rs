@@ -8,7 +8,7 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields)]
 pub struct IpConfig {
     /// Addresses and prefixes, such as `"10.0.0.0/8"` or `"::1"`; `"private_ranges"` stands for the private and
-    /// loopback ones. Global placeholders are filled in at load. Empty or absent never matches.
+    /// loopback ones. Global placeholders are filled in at load. Empty or absent never matches. Default: none.
     #[serde(default)]
     ranges: Vec<At<String>>,
 }

@@ -83,11 +83,11 @@ pub struct MatchVarsRegexp {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ExpressionConfig {
-    /// The name under which captures can be read too; letters, digits and underscores. Default: none.
+    /// Captures are then also found as `{l4.regexp.NAME.GROUP}`. Letters, digits and underscores. Default: none.
     #[serde(default)]
     name: Option<At<String>>,
-    /// The expression, such as `^(?P<tenant>[a-z0-9]+)-`. RE2 syntax, as in Go: `\d`, `\w`, `\s` and `\b` are about ASCII.
-    /// It may match anywhere in the value unless anchored.
+    /// The expression, such as `^(?P<tenant>[a-z0-9]+)-`. RE2 syntax, as in Go: `\d`, `\w`, `\s` and `\b` are about
+    /// ASCII. It may match anywhere in the value unless anchored.
     pattern: At<String>,
 }
 

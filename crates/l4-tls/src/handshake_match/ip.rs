@@ -15,10 +15,12 @@ use crate::ClientHello;
 #[serde(deny_unknown_fields)]
 pub struct RemoteIpConfig {
     /// Addresses and prefixes, such as `["10.0.0.0/8", "::1"]`, or `private_ranges`. The client must be in one of them;
-    /// absent or empty, it may be anywhere. Placeholders are filled in when the configuration is loaded.
+    /// absent or empty, it may be anywhere. Placeholders are filled in when the configuration is loaded. Default:
+    /// anywhere.
     #[serde(default)]
     ranges: Option<Vec<At<String>>>,
-    /// Addresses and prefixes that the client must not be in, even if it is in `ranges`.
+    /// Addresses and prefixes the client must not be in, even if it is in `ranges`. Placeholders at load. Default:
+    /// none.
     #[serde(default)]
     not_ranges: Option<Vec<At<String>>>,
 }
@@ -28,7 +30,8 @@ pub struct RemoteIpConfig {
 #[serde(deny_unknown_fields)]
 pub struct LocalIpConfig {
     /// Addresses and prefixes, such as `["192.0.2.1"]`, or `private_ranges`. The local address must be in one of them;
-    /// absent or empty, any IP address will do. Placeholders are filled in when the configuration is loaded.
+    /// absent or empty, any IP address will do. Placeholders are filled in when the configuration is loaded. Default:
+    /// any IP address.
     #[serde(default)]
     ranges: Option<Vec<At<String>>>,
 }
