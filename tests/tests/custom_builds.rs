@@ -123,7 +123,7 @@ fn listed(program: &Path) -> String {
 const SOUND: &str = "
     use l4_core::prelude::*;
     pub struct Nothing;
-    #[derive(serde::Deserialize)]
+    #[derive(serde::Deserialize, schemars::JsonSchema)]
     pub struct Config {}
     impl MatcherModule for Nothing {
         const NAME: &'static str = \"nothing\";
@@ -137,7 +137,7 @@ const SOUND: &str = "
 ";
 
 const DEPENDENCIES: &str =
-    "l4-core = \"0.1\"\nserde = { version = \"1.0\", features = [\"derive\"] }";
+    "l4-core = \"0.1\"\nschemars = \"1.2\"\nserde = { version = \"1.0\", features = [\"derive\"] }";
 
 #[test]
 fn the_example_crate_is_built_in_and_routes_a_connection_and_building_again_is_quick() {
@@ -472,7 +472,7 @@ const SPACES: &str = "
     use l4_proxy::upstream::Upstream;
     use l4_tls::{ClientHello, HandshakeMatch, HandshakeMatchers, HandshakeScope};
 
-    #[derive(serde::Deserialize)]
+    #[derive(serde::Deserialize, schemars::JsonSchema)]
     pub struct Config {}
 
     /// Chooses the last upstream that is available.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::shell::{self, cargo, step};
-use crate::{deps, features, fuzz, package};
+use crate::{deps, docs, features, fuzz, package};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -38,6 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .env("RUSTDOCFLAGS", "-D warnings");
         shell::run(&mut doc)
     })?;
+    step("reference pages and schema", docs::check)?;
     step("packages", package::run)?;
     step("fuzz corpus", || fuzz::smoke(10))?;
     step("hostile peers against a release build", hostile)?;

@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod ci;
 mod deps;
+mod docs;
 mod features;
 mod fuzz;
 mod new_module;
@@ -40,6 +41,8 @@ enum Task {
     Ci(ci::Args),
     /// Check the rules for which crate may depend on which.
     Deps,
+    /// Fill in the tables of fields in `docs`, and write the JSON Schema, from the types that read configurations.
+    Docs(docs::Args),
     /// Check that `conncept` builds with each feature alone, none and all, and every crate on its own.
     Features,
     /// Replay or extend the fuzz corpus.
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Task::Build(args) => build::run(&args),
         Task::Ci(args) => ci::run(&args),
         Task::Deps => deps::run(),
+        Task::Docs(args) => docs::run(&args),
         Task::Features => features::run(),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::NewModule(args) => new_module::run(&args),

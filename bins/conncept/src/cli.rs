@@ -30,6 +30,10 @@ enum Command {
     Validate(ValidateArgs),
     /// List the modules of this build
     ListModules(ListModulesArgs),
+    /// Print the manual page of a module
+    Docs(DocsArgs),
+    /// Print the JSON Schema of configurations for this build
+    Schema(Extra),
     /// Print the version and the licence of this build
     Version(Extra),
     /// Print what the program knows of its surroundings
@@ -117,6 +121,19 @@ pub(crate) struct ListModulesArgs {
     extra: Extra,
 }
 
+/// Arguments of `docs`.
+#[derive(Debug, Args)]
+pub(crate) struct DocsArgs {
+    /// Name of a module, such as throttle or layer4.handlers.throttle; without one a list of all
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Fill in the tables of fields in a Markdown page from standard input, and print it
+    #[arg(long, conflicts_with = "name")]
+    pub(crate) fill: bool,
+    #[command(flatten)]
+    extra: Extra,
+}
+
 /// Arguments of `environ`.
 #[derive(Debug, Args)]
 pub(crate) struct EnvironArgs {
@@ -151,6 +168,8 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>, build: &Build) -> Ex
         Command::Run(args) => cmd::run::run(&args, build),
         Command::Validate(args) => cmd::validate::run(&args, build),
         Command::ListModules(args) => cmd::list_modules::run(&args, build),
+        Command::Docs(args) => cmd::docs::run(&args, build),
+        Command::Schema(_) => cmd::schema::run(build),
         Command::Version(_) => cmd::version::run(build),
         Command::Environ(args) => cmd::environ::run(&args),
     }
@@ -162,7 +181,8 @@ impl Command {
             Self::Run(args) => &args.extra,
             Self::Validate(args) => &args.extra,
             Self::ListModules(args) => &args.extra,
-            Self::Version(extra) => extra,
+            Self::Docs(args) => &args.extra,
+            Self::Schema(extra) | Self::Version(extra) => extra,
             Self::Environ(args) => &args.extra,
         }
     }

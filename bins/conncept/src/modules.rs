@@ -71,6 +71,12 @@ fn licence_of<'a>(mut families: impl Iterator<Item = &'a Family>) -> &'static st
     }
 }
 
+/// Whether this build has every module family.
+#[cfg(feature = "schema")]
+pub(crate) fn has_all() -> bool {
+    FAMILIES.iter().all(|family| family.built)
+}
+
 /// Modules that come and go together.
 struct Family {
     /// The Cargo feature, and the name for `cargo xtask build --with`.

@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::config::{
     Address, At, ConfigError, Document, Family, GoDuration, ModuleMap, Network, Node, Raw, Value,
 };
 use crate::provision::{Provision, Rejected, Report, Start, StreamsOnly};
-use crate::registry::Registry;
+use crate::registry::{Apps, Registry};
+use crate::route::RouteConfig;
+use crate::schema::{InlineOf, MapOf};
 use crate::server::DEFAULT_IDLE_TIMEOUT;
+use crate::storage::Storages;
 use crate::{Generation, Program, Server};
 
 /// The application that all others are there for. Not a module: it is what is loaded.
@@ -56,54 +60,64 @@ pub struct Loaded {
 }
 
 /// The top level of a document.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct RootConfig {
+pub(crate) struct RootConfig {
     /// The administration endpoint.
     #[serde(default)]
+    #[schemars(with = "Option<ModuleMap>")]
     admin: Option<Raw>,
     /// Log outputs.
     #[serde(default)]
+    #[schemars(with = "Option<ModuleMap>")]
     logging: Option<Raw>,
     /// Where certificates and their keys are kept, such as `{"module": "file_system", "root": "/var/lib/conncept"}`.
     #[serde(default)]
+    #[schemars(with = "Option<InlineOf<Storages>>")]
     storage: Option<Raw>,
     /// The applications, by name.
     #[serde(default)]
+    #[schemars(with = "Option<MapOf<Apps>>")]
     apps: Option<ModuleMap>,
+    /// The JSON Schema that editors check the file against, such as `"conncept.schema.json"`. Without effect here.
+    #[serde(rename = "$schema", default)]
+    _schema: Option<String>,
 }
 
 /// The layer-4 application.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Layer4Config {
-    /// Servers by name. The name is a label for logs.
+pub(crate) struct Layer4Config {
+    /// Servers by name. The name is a label for logs; the order has no meaning. Default: none.
     #[serde(default)]
+    #[schemars(with = "Option<BTreeMap<String, ServerConfig>>")]
     servers: Option<ModuleMap>,
-    /// How long connections may go on after the process was told to stop (SIGTERM, SIGINT). Default `"5s"`; 0 closes
-    /// them at once.
+    /// How long connections may go on after the process was told to stop (SIGTERM, SIGINT). 0 closes them at once.
+    /// Default: `"5s"`.
     #[serde(default)]
     grace_period: Option<At<GoDuration>>,
-    /// How long connections may go on under this configuration after a reload replaced it. Default: without limit.
+    /// How long connections of this configuration may go on after a reload has replaced it. 0 is no limit. Default:
+    /// without limit.
     #[serde(default)]
     drain_timeout: Option<At<GoDuration>>,
 }
 
 /// One server: where it listens and how it routes.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ServerConfig {
-    /// Addresses, such as `":443"`, `"udp/127.0.0.1:53"`, `"unix//run/x.sock|0660"`. Global placeholders
-    /// (`{env.PORT}`) are filled in once, at load.
+    /// Addresses, such as `":443"`, `"udp/127.0.0.1:53"`, `"unix//run/x.sock|0660"`. Global placeholders (`{env.PORT}`)
+    /// are filled in once, at load. Default: none.
     #[serde(default)]
     listen: Option<Vec<At<String>>>,
-    /// Routes, asked in this order. Without any, every connection is closed at once.
+    /// Routes, asked in this order. Without any, every connection is closed at once. Default: none.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<RouteConfig>>")]
     routes: Option<Vec<Raw>>,
-    /// How long a UDP association may be silent in both directions. Default `"30s"`. No effect on TCP.
+    /// Datagrams only: how long a session may be silent in both directions. 0 or less is the default. Default: `"30s"`.
     #[serde(default)]
     idle_timeout: Option<GoDuration>,
-    /// How long to wait for the bytes that decide a route. Default `"3s"`.
+    /// How long to wait for the bytes that decide a route. 0 or less is the default. Default: `"3s"`.
     #[serde(default)]
     matching_timeout: Option<GoDuration>,
 }

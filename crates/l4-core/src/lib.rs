@@ -21,6 +21,7 @@ pub mod provision;
 pub mod regexp;
 pub mod registry;
 pub mod route;
+pub mod schema;
 pub mod server;
 pub mod storage;
 pub mod upstream;
@@ -36,6 +37,7 @@ pub use placeholder::{Placeholder, Template};
 pub use provision::{Provision, Rejected};
 pub use registry::{AppModule, HandlerModule, Kind, MatcherModule, Origin, Registry};
 pub use route::Program;
+pub use schemars;
 pub use server::Server;
 pub use storage::{Lease, Storage, Storages};
 
@@ -43,12 +45,13 @@ pub use storage::{Lease, Storage, Storages};
 ///
 /// ```
 /// use l4_core::prelude::*;
+/// use schemars::JsonSchema;
 /// use serde::Deserialize;
 ///
 /// /// Matches a connection that begins with a text.
 /// pub struct MatchStart(Vec<u8>);
 ///
-/// #[derive(Deserialize)]
+/// #[derive(Deserialize, JsonSchema)]
 /// #[serde(deny_unknown_fields)]
 /// pub struct StartConfig {
 ///     /// The text, such as `"HELLO "`.

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use crate::config::Node;
@@ -51,7 +52,7 @@ pub trait AppModule: Any + Send + Sync + Sized {
     /// The name in JSON.
     const NAME: &'static str;
     /// The JSON value, decoded.
-    type Config: DeserializeOwned + Default;
+    type Config: DeserializeOwned + JsonSchema + Default;
 
     /// Makes the application. May read files; must not open sockets, start tasks or write anything.
     ///
@@ -65,7 +66,7 @@ pub trait MatcherModule: Matcher + Sized {
     /// The name in JSON.
     const NAME: &'static str;
     /// The JSON value, decoded.
-    type Config: DeserializeOwned;
+    type Config: DeserializeOwned + JsonSchema;
 
     /// Makes the matcher. May read files; must not open sockets or start tasks.
     ///
@@ -79,7 +80,7 @@ pub trait HandlerModule: AsyncHandler + Sized {
     /// The name in JSON.
     const NAME: &'static str;
     /// The JSON object without the key `handler`, decoded.
-    type Config: DeserializeOwned;
+    type Config: DeserializeOwned + JsonSchema;
     /// Whether it can do nothing with datagrams. Then a server that listens on datagrams only is refused if the handler
     /// is anywhere in its routes, and one that listens on both is warned about if no route around the handler asks for
     /// bytes. A datagram session that gets there all the same is for the handler to refuse.
@@ -120,6 +121,18 @@ struct Builder<K: Kind>(Box<Build<K>>);
 struct Entry {
     origin: Origin,
     builder: Box<dyn Any + Send + Sync>,
+    #[cfg(feature = "schema")]
+    shape: Shape,
+}
+
+/// How a module is written.
+#[cfg(feature = "schema")]
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    /// The member that names it, unless it is a member of a module map.
+    pub(crate) inline_key: Option<&'static str>,
+    /// The schema of its configuration, without that member.
+    pub(crate) config: fn(&mut schemars::SchemaGenerator) -> schemars::Schema,
 }
 
 /// One module of a build, for listings.
@@ -139,6 +152,8 @@ pub struct Registry {
     placeholders: Placeholders,
     origin: Option<Origin>,
     conflicts: Vec<String>,
+    #[cfg(feature = "schema")]
+    pages: Vec<&'static str>,
 }
 
 impl Registry {
@@ -166,7 +181,7 @@ impl Registry {
 
     /// Enters a handler.
     pub fn handler<H: HandlerModule>(&mut self) -> &mut Self {
-        self.entry::<Handlers>(H::NAME, |node, cx| {
+        self.entry::<Handlers, H::Config>(H::NAME, Some("handler"), |node, cx| {
             if H::STREAMS_ONLY {
                 cx.streams_only(H::NAME, node);
             }
@@ -183,7 +198,7 @@ impl Registry {
     }
 
     /// Enters a module of any namespace that is written as a member of a module map (`{"NAME": CONFIG}`).
-    pub fn add<K: Kind, C: DeserializeOwned>(
+    pub fn add<K: Kind, C: DeserializeOwned + JsonSchema>(
         &mut self,
         name: &'static str,
         build: impl Fn(C, &mut Provision<'_>) -> Result<Box<K::Object>, Rejected>
@@ -191,14 +206,14 @@ impl Registry {
         + Sync
         + 'static,
     ) -> &mut Self {
-        self.entry::<K>(name, move |node, cx| {
+        self.entry::<K, C>(name, None, move |node, cx| {
             let config = cx.decode::<C>(node)?;
             build(config, cx)
         })
     }
 
     /// Enters a module of any namespace that is written inline (`{"INLINE_KEY": "NAME", …}`).
-    pub fn add_inline<K: Kind, C: DeserializeOwned>(
+    pub fn add_inline<K: Kind, C: DeserializeOwned + JsonSchema>(
         &mut self,
         name: &'static str,
         inline_key: &'static str,
@@ -207,15 +222,18 @@ impl Registry {
         + Sync
         + 'static,
     ) -> &mut Self {
-        self.entry::<K>(name, move |node, cx| {
+        self.entry::<K, C>(name, Some(inline_key), move |node, cx| {
             let config = cx.decode_inline::<C>(node, inline_key)?;
             build(config, cx)
         })
     }
 
-    fn entry<K: Kind>(
+    // Without the feature `schema` nothing refers to the schemas of configurations, so that the linker drops them.
+    #[cfg_attr(not(feature = "schema"), allow(unused_variables))]
+    fn entry<K: Kind, C: JsonSchema>(
         &mut self,
         name: &'static str,
+        inline_key: Option<&'static str>,
         build: impl Fn(Node, &mut Provision<'_>) -> Result<Box<K::Object>, Rejected>
         + Send
         + Sync
@@ -236,8 +254,16 @@ impl Registry {
                 origin.version,
             )),
             None => {
-                self.entries
-                    .insert((K::NAMESPACE, name), Entry { origin, builder });
+                let entry = Entry {
+                    origin,
+                    builder,
+                    #[cfg(feature = "schema")]
+                    shape: Shape {
+                        inline_key,
+                        config: C::json_schema,
+                    },
+                };
+                self.entries.insert((K::NAMESPACE, name), entry);
             }
         }
         self
@@ -250,6 +276,30 @@ impl Registry {
                 .push(format!("placeholders {prefix}* are registered twice"));
         }
         self
+    }
+
+    /// Enters a page of the manual, in Markdown: `reg.page(include_str!("../docs/hello.md"))`. What stands under a heading
+    /// such as ``# `layer4.handlers.hello` `` is about that module. A module without one has a page that is made of its
+    /// type. Ignored in builds without the feature `schema`.
+    #[inline]
+    #[cfg_attr(not(feature = "schema"), allow(unused_variables))]
+    pub fn page(&mut self, markdown: &'static str) -> &mut Self {
+        #[cfg(feature = "schema")]
+        self.pages.push(markdown);
+        self
+    }
+
+    /// The pages of the manual, in the order entered.
+    #[cfg(feature = "schema")]
+    pub fn pages(&self) -> impl Iterator<Item = &'static str> {
+        self.pages.iter().copied()
+    }
+
+    /// Namespace and name of every module, and how it is written.
+    #[cfg(feature = "schema")]
+    pub(crate) fn shapes(&self) -> impl Iterator<Item = (&'static str, &'static str, Shape)> {
+        let entries = self.entries.iter();
+        entries.map(|((namespace, name), entry)| (*namespace, *name, entry.shape))
     }
 
     /// Says that a module exists but was left out of this build, and which `--with` brings it: the names for a

@@ -175,7 +175,7 @@ fn an_unknown_field_is_refused_at_every_depth() {
             "/app".to_owned(),
             "app",
             " (did you mean \"apps\"?)",
-            "valid fields: admin, logging, storage, apps",
+            "valid fields: admin, logging, storage, apps, $schema",
         ),
         (
             r#"{"apps": {"layer4": {«"server": {}}}}"#.to_owned(),

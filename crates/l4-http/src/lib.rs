@@ -26,6 +26,7 @@ pub use request::HttpHead;
 /// Enters the modules and placeholders of this crate.
 pub fn register(registry: &mut l4_core::Registry) {
     registry.origin(l4_core::origin!()).matcher::<MatchHttp>();
+    registry.page(include_str!("../docs/matchers/http.md"));
     request_match::register(registry);
     placeholder::register(registry);
 }

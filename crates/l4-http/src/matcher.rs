@@ -3,11 +3,13 @@
 use std::fmt;
 
 use l4_core::config::ModuleMap;
+use l4_core::schema::MapOf;
 use l4_core::{Cost, Keys, Matcher, MatcherModule, Parsed, Provision, Rejected, Verdict, View};
+use schemars::JsonSchema;
 use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 
 use crate::HttpHead;
-use crate::request_match::{Request, RequestSets};
+use crate::request_match::{Request, RequestMatchers, RequestSets};
 
 /// Matches connections that begin with an HTTP request that one of the sets holds for; without sets any request.
 pub struct MatchHttp {
@@ -19,7 +21,10 @@ pub struct MatchHttp {
 ///
 /// Understood are HTTP/1 and HTTP/2 with prior knowledge, in the clear or behind the `tls` handler. Only the first
 /// request of a connection is looked at, up to the end of its header fields.
-pub struct HttpConfig(Vec<Option<ModuleMap>>);
+#[derive(JsonSchema)]
+pub struct HttpConfig(
+    #[schemars(with = "Vec<Option<MapOf<RequestMatchers>>>")] Vec<Option<ModuleMap>>,
+);
 
 impl<'de> Deserialize<'de> for HttpConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -399,7 +399,7 @@ fn route(set: &str, number: usize) -> String {
 /// Answers with a text.
 struct Say(String);
 
-#[derive(serde::Deserialize)]
+#[derive(serde::Deserialize, schemars::JsonSchema)]
 struct SayConfig {
     text: String,
 }

@@ -19,4 +19,6 @@ pub fn register(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.matcher::<MatchPostgres>();
     reg.handler::<PostgresTls>();
+    reg.page(include_str!("../docs/matchers/postgres.md"));
+    reg.page(include_str!("../docs/handlers/postgres_tls.md"));
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::message::{FirstMessage, Kind, Startup};
@@ -21,12 +22,12 @@ pub struct MatchPostgres {
 }
 
 /// Configuration of `postgres`. A client must meet everything that is given; `{}` matches every PostgreSQL client.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PostgresConfig {
     /// The users that match, each with the databases that they may ask for; an empty list stands for all. The user `*`
-    /// is every user that is not listed. A client that names no database asks for the one with the name of its user,
-    /// as the server understands it. Placeholders are not filled in. Default: all users. Example:
+    /// is every user that is not listed. A client that names no database asks for the one with the name of its user, as
+    /// the server understands it. Placeholders are not filled in. Default: all users. Example:
     /// `{"alice": ["shop", "stock"], "bob": [], "*": ["public"]}`.
     #[serde(default)]
     user: HashMap<String, Option<Vec<String>>>,
@@ -34,8 +35,9 @@ pub struct PostgresConfig {
     #[serde(default)]
     client: Vec<String>,
     /// `"enabled"` matches only clients that ask for TLS, `"disabled"` only those that do not, `""` both. Default:
-    /// `""`.
+    /// both.
     #[serde(default)]
+    #[schemars(extend("enum" = ["enabled", "disabled", ""]))]
     tls: Option<At<String>>,
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use l4_core::conn::Received;
 use l4_core::prelude::*;
 use l4_core::{EndReason, Error, Phase, Side};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Agrees to the TLS that a PostgreSQL client asks for; the handler `tls` that follows does it.
@@ -21,10 +22,10 @@ pub struct PostgresTls {
 /// ```json
 /// {"handler": "postgres_tls", "timeout": "5s"}
 /// ```
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PostgresTlsConfig {
-    /// How long the client may take to ask for TLS. Default `"10s"`; 0 is without limit.
+    /// How long the client may take to ask for TLS. 0 is no limit. Default: `"10s"`.
     #[serde(default)]
     timeout: Option<At<GoDuration>>,
 }
@@ -175,7 +176,7 @@ mod tests {
     /// Passes on what comes behind the handler.
     struct Behind;
 
-    #[derive(Deserialize)]
+    #[derive(Deserialize, JsonSchema)]
     struct BehindConfig {}
 
     impl HandlerModule for Behind {

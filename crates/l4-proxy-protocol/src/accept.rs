@@ -7,6 +7,7 @@ use l4_core::config::IpRanges;
 use l4_core::conn::{DatagramFilter, Filtered, Received};
 use l4_core::prelude::*;
 use l4_core::{Addr, EndReason, Error, Phase, Side, Verdict};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use thiserror::Error as ThisError;
 use tracing::debug;
@@ -28,11 +29,11 @@ pub struct AcceptProxyProtocol {
 /// connection's from then on: for `remote_ip` and `local_ip`, `ip_hash`, and the header that `proxy` sends.
 ///
 /// Anybody can send a header. List those who may in `allow`, unless nobody else can connect.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AcceptConfig {
-    /// How long to wait for a header. A client that has sent none by then, or that waits for the server to speak, goes on
-    /// without; a header that has begun must be complete. Default `"10s"`; 0 is no limit.
+    /// How long to wait for a header. A client that has sent none by then, or that waits for the server to speak, goes
+    /// on without; a header that has begun must be complete. 0 is no limit. Default: `"10s"`.
     #[serde(default)]
     timeout: Option<GoDuration>,
     /// Whose headers are believed: addresses and prefixes, such as `"10.0.0.0/8"`; `"private_ranges"` stands for the
@@ -46,8 +47,9 @@ pub struct AcceptConfig {
     deny: Option<Vec<At<String>>>,
     /// What those get who are on neither list, in any case: `"IGNORE"` takes a header off and keeps the addresses,
     /// `"USE"` believes it, `"REQUIRE"` closes a connection without, `"REJECT"` closes one with, `"SKIP"` leaves it in
-    /// front of the bytes. Default: `"IGNORE"`; `"USE"` if neither list is given.
+    /// front of the bytes. Default: `"IGNORE"` with `allow` or `deny`, else `"USE"`.
     #[serde(default)]
+    #[schemars(extend("examples" = ["IGNORE", "USE", "REQUIRE", "REJECT", "SKIP"]))]
     fallback_policy: Option<At<String>>,
 }
 

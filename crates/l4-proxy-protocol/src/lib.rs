@@ -25,6 +25,8 @@ use l4_core::Registry;
 pub fn register(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.matcher::<MatchProxyProtocol>();
+    reg.page(include_str!("../docs/matchers/proxy_protocol.md"));
+    reg.page(include_str!("../docs/handlers/proxy_protocol.md"));
     reg.handler::<AcceptProxyProtocol>();
     preamble::register(reg);
     reg.placeholders("l4.proxy_protocol.", placeholders::source);

@@ -1,6 +1,7 @@
 //! The matcher `proxy_protocol`.
 
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::header::V2;
@@ -13,7 +14,7 @@ use crate::header::V2;
 pub struct MatchProxyProtocol;
 
 /// The matcher `proxy_protocol` has no settings.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProxyProtocolConfig {}
 

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::unix::ffi::OsStrExt as _;
 
+use l4_core::schema::Anything;
 use l4_core::upstream::{Preamble, Preambles};
 use l4_core::{Addr, Connection, Registry};
 use proxy_protocol::{ProxyHeader, version1, version2};
-use serde::de::IgnoredAny;
 
 use crate::header::Version;
 
@@ -21,8 +21,8 @@ impl Preamble for SendHeader {
 
 pub(crate) fn register(reg: &mut Registry) {
     // The value is that of the field of `proxy`: the name itself.
-    reg.add::<Preambles, IgnoredAny>("v1", |_, _| Ok(Box::new(SendHeader(Version::V1))))
-        .add::<Preambles, IgnoredAny>("v2", |_, _| Ok(Box::new(SendHeader(Version::V2))));
+    reg.add::<Preambles, Anything>("v1", |_, _| Ok(Box::new(SendHeader(Version::V1))))
+        .add::<Preambles, Anything>("v2", |_, _| Ok(Box::new(SendHeader(Version::V2))));
 }
 
 /// The header of a connection from `remote` to `local`.

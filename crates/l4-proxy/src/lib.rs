@@ -32,5 +32,6 @@ pub use handler::Proxy;
 pub fn register(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.handler::<Proxy>();
+    reg.page(include_str!("../docs/handlers/proxy.md"));
     policy::register(reg);
 }

@@ -5,10 +5,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use l4_core::schema::Anything;
 use l4_core::upstream::{Preamble, Preambles};
 use l4_core::{Connection, EndReason, Registry};
 use l4_testkit::{Router, connection, load, session};
-use serde::de::IgnoredAny;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UdpSocket, UnixDatagram, UnixListener};
 
@@ -26,7 +26,7 @@ const INTRODUCED: &[u8] = b"<192.0.2.7:40000>";
 fn modules(reg: &mut Registry) {
     l4_std::register(reg);
     l4_proxy::register(reg);
-    reg.add::<Preambles, IgnoredAny>("v1", |_, _| Ok(Box::new(From)));
+    reg.add::<Preambles, Anything>("v1", |_, _| Ok(Box::new(From)));
 }
 
 fn proxy(fields: &str) -> Router {
@@ -197,7 +197,7 @@ async fn p8_a_peer_that_does_not_take_the_preamble_counts_as_failed_and_everythi
         |reg| {
             l4_std::register(reg);
             l4_proxy::register(reg);
-            reg.add::<Preambles, IgnoredAny>("v1", |_, _| Ok(Box::new(Long)));
+            reg.add::<Preambles, Anything>("v1", |_, _| Ok(Box::new(Long)));
         },
         &format!(
             r#"[{{"handle":[{{"handler":"proxy","proxy_protocol":"v1",

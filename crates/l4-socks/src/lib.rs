@@ -29,12 +29,14 @@ pub fn register(reg: &mut Registry) {
 pub fn register_socks4(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.matcher::<MatchSocks4>();
+    reg.page(include_str!("../docs/matchers/socks4.md"));
 }
 
 /// Enters the matcher of version 5.
 pub fn register_socks5(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.matcher::<MatchSocks5>();
+    reg.page(include_str!("../docs/matchers/socks5.md"));
 }
 
 /// Enters the server of version 5.
@@ -42,4 +44,5 @@ pub fn register_socks5(reg: &mut Registry) {
 pub fn register_server(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.handler::<server::Socks5>();
+    reg.page(include_str!("../docs/handlers/socks5.md"));
 }

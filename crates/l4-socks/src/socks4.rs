@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use l4_core::config::IpRanges;
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Matches a SOCKS version 4 or 4a request by its first eight bytes: version, command, port and address.
@@ -17,7 +18,7 @@ pub struct MatchSocks4 {
 }
 
 /// Configuration of `socks4`. A request must meet everything that is given.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Socks4Config {
     /// The commands that match: `"CONNECT"`, `"BIND"`, in upper or lower case. Global placeholders are filled in at
@@ -25,8 +26,8 @@ pub struct Socks4Config {
     #[serde(default)]
     commands: Vec<At<String>>,
     /// The destinations that match, as addresses and prefixes; `"private_ranges"` stands for the private and loopback
-    /// ones. Global placeholders are filled in at load. A client of version 4a that leaves the look-up of a name to
-    /// the proxy asks for an address in `0.0.0.0/24`. Default: all. Example: `["10.0.0.0/8"]`.
+    /// ones. Global placeholders are filled in at load. A client of version 4a that leaves the look-up of a name to the
+    /// proxy asks for an address in `0.0.0.0/24`. Default: all. Example: `["10.0.0.0/8"]`.
     #[serde(default)]
     networks: Vec<At<String>>,
     /// The destination ports that match. Default: all. Example: `[80, 443]`.

@@ -1,6 +1,7 @@
 //! The matcher `socks5`.
 
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Matches a SOCKS version 5 greeting (RFC 1928 section 3) whose offered methods are all listed.
@@ -13,12 +14,11 @@ pub struct MatchSocks5 {
 }
 
 /// Configuration of `socks5`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Socks5Config {
-    /// The numbers of the authentication methods that a client may offer; one that offers another, too, does not
-    /// match. 0 is none, 1 is GSSAPI, 2 is user name and password (IANA registry "SOCKS Methods"). Default and empty:
-    /// `[0, 1, 2]`.
+    /// The numbers of the authentication methods that a client may offer; one that offers another, too, does not match.
+    /// 0 is none, 1 is GSSAPI, 2 is user name and password (IANA registry "SOCKS Methods"). Default: `[0, 1, 2]`.
     #[serde(default)]
     auth_methods: Vec<At<u16>>,
 }

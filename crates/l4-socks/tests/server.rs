@@ -13,6 +13,7 @@ use l4_core::{
     Registry, Rejected, Rest, Result, Transport,
 };
 use l4_testkit::{Router, connection, load, session};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket, UnixListener, UnixStream};
@@ -36,7 +37,7 @@ struct Readdress {
     local: SocketAddr,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct ReaddressConfig {
     remote: SocketAddr,
     local: SocketAddr,
@@ -62,7 +63,7 @@ impl AsyncHandler for Readdress {
 /// Stands for a layer such as TLS, which has no address of its own.
 struct Cover;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct CoverConfig {}
 
 impl HandlerModule for Cover {

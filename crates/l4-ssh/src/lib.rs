@@ -2,12 +2,14 @@
 
 use l4_core::Registry;
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Enters the modules of this crate.
 pub fn register(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.matcher::<MatchSsh>();
+    reg.page(include_str!("../docs/matchers/ssh.md"));
 }
 
 /// Matches a connection that begins as SSH does: with `SSH-`, the start of the client's identification string (RFC
@@ -17,7 +19,7 @@ pub fn register(reg: &mut Registry) {
 pub struct MatchSsh;
 
 /// The matcher `ssh` has no settings.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SshConfig {}
 

@@ -32,4 +32,20 @@ pub fn register(reg: &mut Registry) {
         .matcher::<matchers::MatchRegexp>();
     #[cfg(feature = "clock")]
     reg.matcher::<matchers::MatchClock>();
+    reg.page(include_str!("../docs/handlers/close.md"));
+    reg.page(include_str!("../docs/handlers/echo.md"));
+    reg.page(include_str!("../docs/handlers/respond.md"));
+    reg.page(include_str!("../docs/handlers/subroute.md"));
+    reg.page(include_str!("../docs/handlers/vars.md"));
+    #[cfg(feature = "clock")]
+    reg.page(include_str!("../docs/matchers/clock.md"));
+    reg.page(include_str!("../docs/matchers/ip.md"));
+    reg.page(include_str!("../docs/matchers/local_ip.md"));
+    reg.page(include_str!("../docs/matchers/not.md"));
+    #[cfg(feature = "regexp")]
+    reg.page(include_str!("../docs/matchers/regexp.md"));
+    reg.page(include_str!("../docs/matchers/remote_ip.md"));
+    reg.page(include_str!("../docs/matchers/vars.md"));
+    #[cfg(feature = "regexp")]
+    reg.page(include_str!("../docs/matchers/vars_regexp.md"));
 }

@@ -8,13 +8,14 @@ use l4_core::prelude::*;
 use l4_core::{Addr, Io, Record};
 use l4_std::matchers::{MatchLocalIp, MatchNot, MatchRemoteIp, MatchVars, MatchVarsRegexp};
 use l4_testkit::{Router, check, conn_verdict, decided_after, matcher, received, verdict};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// `SSH-`
 struct Ssh;
 
 /// No options.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Empty {}
 

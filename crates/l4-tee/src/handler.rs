@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use l4_core::prelude::*;
 use l4_core::registry::Handlers;
+use l4_core::schema::InlineOf;
 use l4_core::{Handler, Side};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::time::sleep;
 use tracing::{debug, error};
@@ -23,12 +25,13 @@ pub struct Tee {
 /// stops it after 64 KiB. A branch that ends or fails is left behind, and the connection goes on without it; when the
 /// connection ends, the branch gets what was read until then, the end of the stream, and a minute to finish. The
 /// branch starts with a copy of the variables. On UDP both chains get every datagram.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TeeConfig {
     /// The handlers of the branch, run in this order; a terminal one ends it. Default: none, which does nothing.
     /// Example: `[{"handler": "proxy", "upstreams": [{"dial": ["127.0.0.1:9000"]}]}]`.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<InlineOf<Handlers>>>")]
     branch: Option<Vec<RawNode>>,
 }
 

@@ -17,4 +17,5 @@ pub use handler::Tee;
 pub fn register(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.handler::<Tee>();
+    reg.page(include_str!("../docs/handlers/tee.md"));
 }

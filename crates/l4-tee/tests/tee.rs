@@ -14,6 +14,7 @@ use l4_core::{Addr, EndReason, Io, Record};
 use l4_tee::fanout::{BUFFER, split};
 use l4_testkit::{Client, Router, connection, load, session, settle};
 use proptest::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::{sleep, timeout};
@@ -303,7 +304,7 @@ async fn variables_are_copied_and_later_changes_are_not_shared() {
 /// Collects what it gets where the test finds it, and a dot for the end.
 struct Collect(Arc<Mutex<Vec<u8>>>);
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct CollectConfig {}
 

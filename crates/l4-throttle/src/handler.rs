@@ -9,6 +9,7 @@ use std::time::Duration;
 use l4_core::conn::ReadLimit;
 use l4_core::prelude::*;
 use l4_core::{Io, Record};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::io::Interest;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
@@ -30,24 +31,24 @@ pub struct Throttle {
 /// Every byte is charged once, as it is read, those that were read to find the route included. A datagram is passed whole
 /// and charged whole, so a large one may be waited off afterwards. Placed before `tls` it limits ciphertext, placed after
 /// it plaintext.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ThrottleConfig {
-    /// Bytes per second that each connection may send. Default 0: no limit. Example: `100000`.
+    /// Bytes per second that each connection may send. Default: no limit. Example: `100000`.
     #[serde(default)]
     read_bytes_per_second: Option<At<f64>>,
-    /// How many bytes of a connection may pass at once after it was quiet. Default: what passes in one second, plus
-    /// one. Without a rate it caps a single read and nothing else.
+    /// How many bytes of a connection may pass at once after it was quiet. Without a rate it caps a single read and
+    /// nothing else. Default: what passes in one second, plus 1.
     #[serde(default)]
     read_burst_size: Option<At<i64>>,
-    /// Bytes per second that all connections through this handler may send together. Default 0: no limit. A reload
-    /// starts counting anew.
+    /// Bytes per second that all connections through this handler may send together. A reload starts counting anew.
+    /// Default: no limit.
     #[serde(default)]
     total_read_bytes_per_second: Option<At<f64>>,
-    /// How many bytes of all connections together may pass at once. Default: what passes in one second, plus one.
+    /// How many bytes of all connections together may pass at once. Default: what passes in one second, plus 1.
     #[serde(default)]
     total_read_burst_size: Option<At<i64>>,
-    /// How long to hold each connection before the next handler gets it. Default 0. Example: `"2s"`.
+    /// How long to hold each connection, once, before the next handler gets it. Default: 0. Example: `"2s"`.
     #[serde(default)]
     latency: Option<GoDuration>,
 }

@@ -17,4 +17,5 @@ pub use handler::Throttle;
 pub fn register(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.handler::<Throttle>();
+    reg.page(include_str!("../docs/handlers/throttle.md"));
 }

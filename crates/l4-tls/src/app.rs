@@ -8,6 +8,7 @@ use l4_core::prelude::*;
 use l4_core::{AppModule, config};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::automate::Subject;
@@ -38,98 +39,115 @@ pub struct TlsApp {
 /// ```json
 /// {"certificates": {"load_files": [{"certificate": "/etc/ssl/a.pem", "key": "/etc/ssl/a.key"}]}}
 /// ```
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TlsAppConfig {
     /// Where certificates come from. Default: there are none.
     #[serde(default)]
     certificates: Option<LoadersConfig>,
-    /// How the certificates of `automate` are made and when they are renewed.
+    /// How the certificates of `automate` are made and when they are renewed. Default: a certificate from `internal`
+    /// for every name that no public authority certifies.
     #[serde(default)]
     automation: Option<AutomationConfig>,
     /// How sessions are resumed by tickets. Default: keys are replaced every 12 hours.
     #[serde(default)]
     session_tickets: Option<TicketsConfig>,
     /// How many sessions each connection policy keeps for clients of TLS 1.2 that know no tickets, and for all clients
-    /// where tickets are off, up to 1000000. A session takes about 300 bytes; the oldest give way. 0 keeps none. Default 256, and 0 where tickets are off.
+    /// where tickets are off, up to 1000000. A session takes about 300 bytes; the oldest give way. 0 keeps none. Default:
+    /// 256, and 0 where tickets are off.
     #[serde(default)]
     session_cache_size: Option<At<u64>>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     cache: Option<RawNode>,
-    /// Without effect: nothing is stapled.
+    /// Accepted without effect: nothing is stapled. Default: `false`.
     #[serde(default)]
     #[allow(dead_code)]
     disable_ocsp_stapling: Option<bool>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     disable_storage_check: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     disable_storage_clean: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     encrypted_client_hello: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     dns: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     resolvers: Option<RawNode>,
 }
 
 /// The loaders of certificates. What two of them have for one name is preferred in this order.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct LoadersConfig {
-    /// Certificates and keys in files. `{env.*}` is filled in at load.
+    /// Certificates and keys in files. `{env.*}` is filled in at load. Default: none.
     #[serde(default)]
     load_files: Option<Vec<FileConfig>>,
     /// Folders that are searched, with all folders in them, for files ending in `.pem`. Each must hold one certificate
-    /// chain and its key.
+    /// chain and its key. Default: none.
     #[serde(default)]
     load_folders: Option<Vec<At<String>>>,
     /// Certificates and keys written into the configuration, or taken from elsewhere by `{env.NAME}` or `{file./path}`.
+    /// Default: none.
     #[serde(default)]
     load_pem: Option<Vec<PemConfig>>,
-    /// Certificates and keys in the storage of the configuration, put there by somebody else.
+    /// Certificates and keys in the storage of the configuration, put there by somebody else. Default: none.
     #[serde(default)]
     load_storage: Option<StorageLoaderConfig>,
     /// Names that get certificates which are made and renewed here, such as `"localhost"`, `"*.example.internal"` or
-    /// `"192.168.0.1"`. One certificate for each.
+    /// `"192.168.0.1"`. One certificate for each. Default: none.
     #[serde(default)]
     automate: Option<Vec<At<String>>>,
 }
 
 /// One certificate in two files.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct FileConfig {
     /// The file of the certificate chain in PEM, leaf first, such as `"/etc/ssl/example.com.pem"`.
     certificate: At<String>,
-    /// The file of the private key in PEM, not encrypted, such as `"/etc/ssl/example.com.key"`.
+    /// The file of the private key in PEM, not encrypted, such as `"/etc/ssl/example.com.key"`; may be the same
+    /// file.
     key: At<String>,
-    /// `"pem"`, which is also the default.
+    /// Nothing else is known. Default: `"pem"`.
     #[serde(default)]
+    #[schemars(extend("enum" = ["pem", ""]))]
     format: Option<At<String>>,
-    /// Labels that `certificate_selection` can ask for.
+    /// Labels that `certificate_selection` can ask for. Default: none.
     #[serde(default)]
     tags: Option<Vec<At<String>>>,
 }
 
 /// Certificates in storage.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct StorageLoaderConfig {
     /// The certificates, each as in `load_files`, with keys of the storage in place of files, such as
-    /// `{"certificate": "own/a.crt", "key": "own/a.key"}`.
+    /// `{"certificate": "own/a.crt", "key": "own/a.key"}`. Default: none.
     #[serde(default)]
     pairs: Vec<FileConfig>,
 }
 
 /// One certificate as text.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct PemConfig {
     /// The certificate chain in PEM, leaf first.
     certificate: At<String>,
     /// The private key in PEM, not encrypted.
     key: At<String>,
-    /// Labels that `certificate_selection` can ask for.
+    /// Labels that `certificate_selection` can ask for. Default: none.
     #[serde(default)]
     tags: Option<Vec<At<String>>>,
 }

@@ -4,8 +4,9 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use l4_core::Kind;
 use l4_core::prelude::*;
+use l4_core::schema::InlineOf;
+use l4_core::{Kind, Storages};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -14,6 +15,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::app::pem_files;
@@ -21,8 +23,8 @@ use crate::peer_cert::stands_for_itself;
 use crate::pem;
 use crate::policy::provider;
 use crate::trust_pool::{
-    Current, TrustPool, Trusted, base64_certificates, certificate_files, stored_certificates,
-    system_roots, trust_pool,
+    Current, TrustPool, TrustPools, Trusted, base64_certificates, certificate_files,
+    stored_certificates, system_roots, trust_pool,
 };
 
 /// The namespace `tls.client_auth.verifier`: further checks on the certificate of a client.
@@ -51,28 +53,32 @@ pub trait VerifyClient: Send + Sync + 'static {
 }
 
 /// Whether clients must show certificates, and which.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ClientAuthConfig {
-    /// `request` (ask, check nothing), `require` (any will do), `verify_if_given` or `require_and_verify`. Default:
-    /// `require_and_verify` if certificates to trust are given, else `require`.
+    /// `request`: ask, accept anything or nothing. `require`: need one, check nothing. `verify_if_given`: check it if
+    /// there is one. `require_and_verify`: need one and check it. Default: `require_and_verify` if certificates to
+    /// trust are given, else `require`.
     #[serde(default)]
+    #[schemars(extend("enum" = ["request", "require", "verify_if_given", "require_and_verify", ""]))]
     mode: Option<At<String>>,
     /// The authorities that are trusted, such as `{"provider": "file", "pem_files": ["/etc/ssl/clients.pem"]}`.
     /// Default: those of the system, in the modes that verify.
     #[serde(default)]
+    #[schemars(with = "Option<InlineOf<TrustPools>>")]
     ca: Option<RawNode>,
-    /// Deprecated: write `ca` with the provider `inline`.
+    /// Deprecated: write `ca` with the provider `inline`. Default: none.
     #[serde(default)]
     trusted_ca_certs: Option<Vec<At<String>>>,
-    /// Deprecated: write `ca` with the provider `file`.
+    /// Deprecated: write `ca` with the provider `file`. Default: none.
     #[serde(default)]
     trusted_ca_certs_pem_files: Option<Vec<At<String>>>,
-    /// Deprecated: write `verifiers` with the verifier `leaf`.
+    /// Deprecated: write `verifiers` with the verifier `leaf`. Default: none.
     #[serde(default)]
     trusted_leaf_certs: Option<Vec<At<String>>>,
-    /// Further checks; all must pass. Only `leaf` exists: the certificate must be one of those listed.
+    /// Further checks; all must pass. Only `leaf` exists: the certificate must be one of those listed. Default: none.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<InlineOf<ClientVerifiers>>>")]
     verifiers: Option<Vec<RawNode>>,
 }
 
@@ -301,45 +307,47 @@ impl VerifyClient for Leaf {
 }
 
 /// The certificate must be one of those that the loaders give.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct LeafConfig {
     /// Where the certificates come from: `file`, `folder`, `pem`, `storage`.
+    #[schemars(with = "Vec<InlineOf<LeafLoaders>>")]
     leaf_certs_loaders: Vec<RawNode>,
 }
 
 /// Certificates in PEM files.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct LeafFilesConfig {
-    /// The files.
+    /// Files of certificates in PEM, one or several in each.
     files: Vec<At<String>>,
 }
 
 /// Certificates in folders.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct LeafFoldersConfig {
-    /// The folders, searched with all folders in them for files ending in `.pem`.
+    /// Folders that are searched, with all folders in them, for files ending in `.pem`, one certificate in each.
     folders: Vec<At<String>>,
 }
 
 /// Certificates in the configuration.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct LeafPemConfig {
-    /// PEM texts.
+    /// Certificates as PEM text.
     certificates: Vec<At<String>>,
 }
 
 /// Certificates in storage.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct LeafStorageConfig {
-    /// The keys under which they are stored in PEM, such as `["clients/one.pem"]`.
+    /// The keys under which they are stored in PEM, one or several under each, such as `["clients/one.pem"]`.
     certificates: Vec<At<String>>,
-    /// The storage. Default: that of the configuration.
+    /// Where they are, written as `storage` at the top of the file. Default: that of the configuration.
     #[serde(default)]
+    #[schemars(with = "Option<InlineOf<Storages>>")]
     storage: Option<RawNode>,
 }
 

@@ -75,7 +75,7 @@ pub use handshake_match::{
 pub use handshake_match::{MatchSniRegexp, SniRegexpConfig};
 #[cfg(feature = "terminate")]
 pub use keys::{KeyError, KeyType, PrivateKey};
-pub use matcher::MatchTls;
+pub use matcher::{MatchTls, MatchTlsConfig};
 #[cfg(feature = "terminate")]
 pub use originate::{DEFAULT_UPSTREAM_HANDSHAKE_TIMEOUT, OriginateConfig, OriginateTls};
 #[cfg(feature = "terminate")]
@@ -97,6 +97,7 @@ use l4_core::Registry;
 pub fn register(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.matcher::<MatchTls>();
+    reg.page(include_str!("../docs/matchers/tls.md"));
     handshake_match::register(reg);
     reg.placeholders("l4.tls.", placeholders::source);
     reg.placeholders("http.request.tls.", placeholders::of_request);
@@ -105,6 +106,9 @@ pub fn register(reg: &mut Registry) {
         reg.handler::<TlsTerminate>();
         reg.app::<TlsApp>();
         reg.app::<PkiApp>();
+        reg.page(include_str!("../docs/handlers/tls.md"));
+        reg.page(include_str!("../docs/apps/tls.md"));
+        reg.page(include_str!("../docs/apps/pki.md"));
         automate::register(reg);
         storage::register(reg);
         client_auth::register(reg);

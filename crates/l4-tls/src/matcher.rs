@@ -2,7 +2,10 @@
 
 use l4_core::config::ModuleMap;
 use l4_core::prelude::*;
+use l4_core::schema::MapOf;
 use l4_core::{Cost, Keys};
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 use crate::{ClientHello, HandshakeMatch, HandshakeMatchers};
 
@@ -19,11 +22,19 @@ pub struct MatchTls {
     members: Vec<Box<dyn HandshakeMatch>>,
 }
 
+/// Conditions on the ClientHello, all of which must hold, such as `{"sni": ["*.example.com"]}`; `{}` is any hello.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct MatchTlsConfig(#[schemars(with = "MapOf<HandshakeMatchers>")] ModuleMap);
+
 impl MatcherModule for MatchTls {
     const NAME: &'static str = "tls";
-    type Config = ModuleMap;
+    type Config = MatchTlsConfig;
 
-    fn provision(config: ModuleMap, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+    fn provision(
+        MatchTlsConfig(config): MatchTlsConfig,
+        cx: &mut Provision<'_>,
+    ) -> Result<Self, Rejected> {
         let named = cx.module_map::<HandshakeMatchers>(&config)?;
         let mut members: Vec<_> = named.into_iter().map(|(_, member)| member).collect();
         members.sort_by_key(|member| member.cost());

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use l4_core::conn::TlsInfo;
 use l4_core::prelude::*;
+use l4_core::schema::InlineOf;
 use l4_core::upstream::{Peer, PeerTransport, PeerTransports, Unfit};
 use l4_core::{BoxFuture, Transport};
 use rustls::client::danger::ServerCertVerifier;
@@ -22,6 +23,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     CertificateError, SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion, version,
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_rustls::TlsConnector;
 use tracing::debug;
@@ -35,7 +37,8 @@ use crate::peer_cert::{PoolVerifier, TrustAnybody};
 use crate::placeholders::version_name;
 use crate::policy::{GROUPS, groups, provider};
 use crate::trust_pool::{
-    TrustPool, Trusted, base64_certificates, certificate_files, system_roots, trust_pool,
+    TrustPool, TrustPools, Trusted, base64_certificates, certificate_files, system_roots,
+    trust_pool,
 };
 
 /// How long the handshake with an upstream may take, unless configured.
@@ -46,49 +49,53 @@ pub const DEFAULT_UPSTREAM_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10)
 /// ```json
 /// {"ca": {"provider": "file", "pem_files": ["/etc/ssl/internal-ca.pem"]}, "server_name": "db.internal"}
 /// ```
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OriginateConfig {
-    /// The authorities that may have signed the upstream's certificate, such as
-    /// `{"provider": "file", "pem_files": ["/etc/ssl/ca.pem"]}`. Default: those that the system trusts.
+    /// The authorities that may have signed the upstream's certificate: a pool, named under `provider`. A certificate
+    /// that is itself in the pool is taken, too. Default: those that the system trusts. Example:
+    /// `{"provider": "file", "pem_files": ["/etc/ssl/ca.pem"]}`.
     #[serde(default)]
+    #[schemars(with = "Option<InlineOf<TrustPools>>")]
     ca: Option<RawNode>,
-    /// Deprecated: write `ca` with the provider `inline`.
+    /// Deprecated: write `ca` with the provider `inline`. Default: none.
     #[serde(default)]
     root_ca_pool: Option<Vec<At<String>>>,
-    /// Deprecated: write `ca` with the provider `file`.
+    /// Deprecated: write `ca` with the provider `file`. Default: none.
     #[serde(default)]
     root_ca_pem_files: Option<Vec<At<String>>>,
     /// The file of our certificate chain in PEM, leaf first, for upstreams that ask for one, such as
     /// `"/etc/ssl/proxy.pem"`. Read once, at load. Default: none is shown.
     #[serde(default)]
     client_certificate_file: Option<At<String>>,
-    /// The file of the key that belongs to it, in PEM, not encrypted, such as `"/etc/ssl/proxy.key"`.
+    /// The file of the key that belongs to it, in PEM, not encrypted, such as `"/etc/ssl/proxy.key"`. Default: none.
     #[serde(default)]
     client_certificate_key_file: Option<At<String>>,
-    /// Shows a certificate of the application `tls` instead: one for this name, such as `"proxy.example.com"`, that the
-    /// upstream accepts.
+    /// Instead of files: a name. Of the certificates that the application `tls` loads or makes (`automate`) for this
+    /// name, one that the upstream accepts is shown. Default: none. Example: `"proxy.example.com"`.
     #[serde(default)]
     client_certificate_automate: Option<At<String>>,
-    /// Takes any certificate of the upstream: whoever is in between can read and change everything. Default: false.
+    /// Takes any certificate of the upstream: whoever is in between can read and change everything. Default: `false`.
     #[serde(default)]
     insecure_skip_verify: Option<bool>,
     /// The name that is asked for and that the certificate must be for, such as `"db.internal"` or
-    /// `"{l4.tls.server_name}"`. Default: the host that is dialled. An IP address is verified but not asked for.
+    /// `"{l4.tls.server_name}"`. Takes placeholders, per connection. An IP
+    /// address is verified but not asked for. A socket file needs one. Default: the host that is dialled.
     #[serde(default)]
     server_name: Option<At<String>>,
-    /// How long the handshake may take. Default `"10s"`; 0 is no limit.
+    /// How long the handshake may take. 0 is no limit. Default: `"10s"`.
     #[serde(default)]
     handshake_timeout: Option<At<GoDuration>>,
     /// Ports that are dialled without TLS, such as `["5222"]`. Default: none.
     #[serde(default)]
     except_ports: Option<Vec<At<String>>>,
-    /// Whether the upstream may ask for a new handshake in TLS 1.2: `"never"`, the default; `"once"` and `"freely"` are
-    /// accepted without effect.
+    /// Whether the upstream may ask for a new handshake in TLS 1.2: `"never"`; `"once"` and `"freely"` are
+    /// accepted with a warning and have no effect. Default: `"never"`.
     #[serde(default)]
+    #[schemars(extend("enum" = ["never", "once", "freely", ""]))]
     renegotiation: Option<At<String>>,
     /// Key exchange groups, best first: `x25519mlkem768`, `x25519`, `secp256r1`, `secp384r1`. Default: those that the
-    /// client offered if its TLS was terminated, else the first three.
+    /// client offered if its TLS was ended here, else the first three.
     #[serde(default)]
     curves: Option<Vec<At<String>>>,
 }

@@ -14,8 +14,10 @@ use std::time::{Duration, SystemTime};
 use data_encoding::BASE64;
 use l4_core::config::Node;
 use l4_core::prelude::*;
-use l4_core::{AppModule, Storage};
+use l4_core::schema::InlineOf;
+use l4_core::{AppModule, Storage, Storages};
 use rustls::pki_types::CertificateDer;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
@@ -33,31 +35,33 @@ use crate::{PemError, pem};
 /// ```json
 /// {"certificate_authorities": {"local": {"name": "Example Corp", "intermediate_lifetime": "30d"}}}
 /// ```
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PkiConfig {
     /// The authorities by id. Default: one with the id `local` and all defaults.
     #[serde(default)]
+    #[schemars(with = "Option<BTreeMap<String, AuthorityConfig>>")]
     certificate_authorities: Option<ModuleMap>,
 }
 
 /// One authority: a root, and an intermediate that signs what it issues.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct AuthorityConfig {
-    /// What it is called. Default `"Conncept Local Authority"`.
+    /// What it is called. Default: `Conncept Local Authority`.
     #[serde(default)]
     name: Option<At<String>>,
-    /// The subject of a root that is made. Default `"{pki.ca.name} - {time.now.year} ECC Root"`.
+    /// The subject of a root that is made. Default: `{pki.ca.name} - {time.now.year} ECC Root`.
     #[serde(default)]
     root_common_name: Option<At<String>>,
-    /// The subject of an intermediate that is made. Default `"{pki.ca.name} - ECC Intermediate"`.
+    /// The subject of an intermediate that is made. Default: `{pki.ca.name} - ECC Intermediate`.
     #[serde(default)]
     intermediate_common_name: Option<At<String>>,
-    /// How long an intermediate that is made is valid. Default `"7d"`. Must be shorter than what is left of the root.
+    /// How long an intermediate that is made is valid. Must be shorter than what is left of the root. Default: `"7d"`.
     #[serde(default)]
     intermediate_lifetime: Option<At<GoDuration>>,
-    /// Without effect: no trust store is ever touched. Give `root.crt` to your clients yourself.
+    /// Accepted without effect: no trust store is ever touched. Give `root.crt` to your clients. `true` causes a
+    /// warning. Default: `false`.
     #[serde(default)]
     install_trust: Option<At<bool>>,
     /// A root of your own. Default: one is made when the authority is first used, and kept in storage for 3600 days.
@@ -66,28 +70,32 @@ struct AuthorityConfig {
     /// An intermediate of your own, which is not renewed here. Default: one is made and renewed.
     #[serde(default)]
     intermediate: Option<At<PairConfig>>,
-    /// How often it is checked whether the intermediate has to be renewed. Default `"10m"`.
+    /// How often it is checked whether the intermediate has to be renewed; at least `1s`. Default: `"10m"`.
     #[serde(default)]
     maintenance_interval: Option<At<GoDuration>>,
-    /// The intermediate is renewed when this part of its lifetime is left. Default `0.2`.
+    /// The intermediate is renewed when this part of its lifetime is left. Default: `0.2`.
     #[serde(default)]
     renewal_window_ratio: Option<At<f64>>,
-    /// Where certificates and keys are kept. Default: the storage of the configuration.
+    /// Where its certificates and keys are kept, written as `storage` at the top of the file. Default: the storage of
+    /// the configuration.
     #[serde(default)]
+    #[schemars(with = "Option<InlineOf<Storages>>")]
     storage: Option<RawNode>,
 }
 
 /// A certificate of an authority in files.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct PairConfig {
     /// The file of the certificate in PEM, followed by its chain.
     certificate: At<String>,
-    /// The file of its private key in PEM. A root needs none if an intermediate is given.
+    /// The file of its private key in PEM. A root needs none if an intermediate is given. Default:
+    /// none.
     #[serde(default)]
     private_key: Option<At<String>>,
-    /// `"pem_file"`, which is also the default.
+    /// Nothing else is known. Default: `"pem_file"`.
     #[serde(default)]
+    #[schemars(extend("enum" = ["pem_file", ""]))]
     format: Option<At<String>>,
 }
 

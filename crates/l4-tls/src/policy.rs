@@ -5,10 +5,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use l4_core::config::Node;
 use l4_core::prelude::*;
+use l4_core::schema::MapOf;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::server::ServerConfig;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CipherSuite, SupportedCipherSuite, SupportedProtocolVersion, version};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tracing::warn;
 
@@ -33,21 +35,23 @@ pub(crate) fn provider() -> CryptoProvider {
 /// ```json
 /// {"match": {"sni": ["mail.example.com"]}, "alpn": ["imap"], "protocol_min": "tls1.3"}
 /// ```
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyConfig {
     /// Conditions on the ClientHello, all of which must hold: `sni`, `sni_regexp`, `alpn`, `remote_ip`, `local_ip`.
-    /// Default: every connection.
+    /// Default: every client.
     #[serde(default, rename = "match")]
+    #[schemars(with = "Option<MapOf<HandshakeMatchers>>")]
     matchers: Option<ModuleMap>,
     /// Which of the certificates for a name are candidates. Default: all.
     #[serde(default)]
     certificate_selection: Option<SelectionConfig>,
-    /// Cipher suites for TLS 1.2 by their IANA names, best first. Those of TLS 1.3 are always all on. Default: all
-    /// with AES-256-GCM, AES-128-GCM and ChaCha20-Poly1305.
+    /// Cipher suites for TLS 1.2 by their IANA names, best first. Those of TLS 1.3 are always all on. Default: all with
+    /// AES-256-GCM, AES-128-GCM and ChaCha20-Poly1305.
     #[serde(default)]
     cipher_suites: Option<Vec<At<String>>>,
-    /// Key exchange groups, best first: `x25519mlkem768`, `x25519`, `secp256r1`, `secp384r1`. Default: the first three.
+    /// Key exchange groups, best first: `x25519mlkem768`, `x25519`, `secp256r1`, `secp384r1`. Default:
+    /// `x25519mlkem768`, `x25519`, `secp256r1`.
     #[serde(default)]
     curves: Option<Vec<At<String>>>,
     /// Protocols to agree on by ALPN, best first, such as `["imap"]`. A client that offers only others is refused,
@@ -55,47 +59,54 @@ pub struct PolicyConfig {
     /// `["h2", "http/1.1"]`, and a client that offers only others is let in without ALPN.
     #[serde(default)]
     alpn: Option<Vec<At<String>>>,
-    /// The lowest version: `tls1.2` (default) or `tls1.3`.
+    /// The lowest version. Default: `"tls1.2"`.
     #[serde(default)]
+    #[schemars(extend("enum" = ["tls1.2", "tls1.3"]))]
     protocol_min: Option<At<String>>,
-    /// The highest version: `tls1.2` or `tls1.3` (default).
+    /// The highest version. Default: `"tls1.3"`.
     #[serde(default)]
+    #[schemars(extend("enum" = ["tls1.2", "tls1.3"]))]
     protocol_max: Option<At<String>>,
-    /// Whether clients must show certificates. Default: they are not asked.
+    /// Whether clients must show certificates. Default: clients are not asked.
     #[serde(default)]
     client_authentication: Option<ClientAuthConfig>,
-    /// The server name that stands in for that of a client which sends none.
+    /// The server name that stands in for that of a client which sends none. Default: none.
     #[serde(default)]
     default_sni: Option<String>,
-    /// The server name whose certificate is served if there is none for the one asked for.
+    /// The server name whose certificate is served if there is none for the one asked for. Default: none.
     #[serde(default)]
     fallback_sni: Option<String>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     insecure_secrets_log: Option<RawNode>,
-    /// Refuses the connections that the policy is for. Default: false.
+    /// Refuses the connections that the policy is for. Default: `false`.
     #[serde(default)]
     drop: Option<bool>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     handshake_context: Option<RawNode>,
 }
 
 /// Criteria for certificates; all that are given must hold.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SelectionConfig {
-    /// Serial numbers in decimal; one must be the certificate's.
+    /// Serial numbers in decimal; one must be the certificate's. Default: any.
     #[serde(default)]
     serial_number: Option<Vec<At<String>>>,
-    /// Organizations; the subject must have one of them.
+    /// Organizations; the subject must have one of them. Default: any.
     #[serde(default)]
     subject_organization: Option<Vec<String>>,
-    /// `rsa`, `ecdsa` or `dsa`.
+    /// `rsa`, `ecdsa` or `dsa`. Default: any.
     #[serde(default)]
+    #[schemars(extend("examples" = ["rsa", "ecdsa", "dsa"]))]
     public_key_algorithm: Option<At<String>>,
-    /// Tags of which the certificate must have one.
+    /// Tags of which the certificate must have one. Default: any.
     #[serde(default)]
     any_tag: Option<Vec<String>>,
-    /// Tags of which the certificate must have all.
+    /// Tags of which the certificate must have all. Default: any.
     #[serde(default)]
     all_tags: Option<Vec<String>>,
 }

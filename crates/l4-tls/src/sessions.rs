@@ -14,6 +14,7 @@ use rustls::server::{
     NoServerSessionStorage, ProducesTickets, ServerConfig, ServerSessionMemoryCache,
     StoresServerSessions,
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::app::refuse_absent;
@@ -23,7 +24,7 @@ use crate::app::refuse_absent;
 /// ```json
 /// {"rotation_interval": "6h", "max_keys": 2}
 /// ```
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TicketsConfig {
     /// Where keys come from: `{"provider": "standard"}`, made here and kept in memory, which is also the default.
@@ -45,12 +46,14 @@ pub(crate) struct TicketsConfig {
 }
 
 /// Where the keys of tickets come from.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct KeySourceConfig {
     /// `"standard"`.
     provider: At<String>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     storage: Option<RawNode>,
 }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use l4_core::prelude::*;
 use l4_core::{BoxFuture, Lease, Storage, Storages};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub use lock::release_locks;
@@ -22,7 +23,7 @@ pub use lock::release_locks;
 /// ```json
 /// {"module": "file_system", "root": "/var/lib/conncept"}
 /// ```
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileStorageConfig {
     /// The folder, which is made when something is stored. Default: the data directory, `$XDG_DATA_HOME/conncept` or

@@ -10,6 +10,7 @@ use l4_core::prelude::*;
 use l4_core::{EndReason, Error, Phase, Side};
 use rustls::pki_types::UnixTime;
 use rustls::server::ServerConfig;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 use tokio_rustls::TlsAcceptor;
@@ -33,14 +34,15 @@ pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// ```json
 /// {"handler": "tls", "connection_policies": [{"alpn": ["http/1.1"]}]}
 /// ```
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TerminateConfig {
     /// How TLS is to be, by what the client says in its ClientHello. The first policy that matches counts; a client
     /// that none matches is refused. Default: one policy for everybody, with all defaults.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<PolicyConfig>>")]
     connection_policies: Option<Vec<RawNode>>,
-    /// How long the handshake may take. Default `"10s"`; 0 is without limit.
+    /// How long the handshake may take. 0 is no limit. Default: `"10s"`.
     #[serde(default)]
     handshake_timeout: Option<At<GoDuration>>,
 }

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use l4_core::config::{Node, Value};
 use l4_core::prelude::*;
-use l4_core::{AppModule, Kind};
+use l4_core::schema::InlineOf;
+use l4_core::{AppModule, Kind, Storages};
 use rustls::pki_types::CertificateDer;
 use rustls::server::VerifierBuilderError;
 use rustls::{CertificateError, Error, RootCertStore};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tracing::warn;
 
@@ -182,7 +184,7 @@ impl<V> Current<V> {
 }
 
 /// Authorities given in the configuration.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct InlinePoolConfig {
     /// Certificates: DER in base64.
@@ -190,7 +192,7 @@ struct InlinePoolConfig {
 }
 
 /// Authorities in files.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct FilePoolConfig {
     /// PEM files, such as `["/etc/ssl/clients.pem"]`; blocks other than certificates are passed over.
@@ -198,37 +200,41 @@ struct FilePoolConfig {
 }
 
 /// The authorities that the system trusts.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SystemPoolConfig {}
 
 /// Authorities in storage.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct StoragePoolConfig {
-    /// The keys under which certificates are stored in PEM, such as `["clients/ca.pem"]`; other blocks are passed over.
+    /// The keys under which certificates are stored in PEM, at least one, such as `["clients/ca.pem"]`; other blocks are passed over.
+    /// Default: none.
     #[serde(default)]
     pem_keys: Vec<At<String>>,
-    /// The storage. Default: that of the configuration.
+    /// Where they are, written as `storage` at the top of the file. Default: that of the configuration.
     #[serde(default)]
+    #[schemars(with = "Option<InlineOf<Storages>>")]
     storage: Option<RawNode>,
 }
 
 /// Authorities of the application `pki`, as they are at any time.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct AuthorityPoolConfig {
-    /// Their ids, such as `["local"]`.
+    /// The ids of the authorities, at least one. Default: none. Example: `["local"]`.
     #[serde(default)]
     authority: Vec<At<String>>,
 }
 
 /// The authorities of several pools together.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct CombinedPoolConfig {
-    /// The pools, such as `[{"provider": "system"}, {"provider": "file", "pem_files": ["/etc/ssl/own-ca.pem"]}]`.
+    /// The pools, at least one; all their authorities are trusted. Such as `[{"provider": "system"}, {"provider": "file", "pem_files": ["/etc/ssl/own-ca.pem"]}]`.
+    /// Default: none.
     #[serde(default)]
+    #[schemars(with = "Vec<InlineOf<TrustPools>>")]
     sources: Vec<RawNode>,
 }
 

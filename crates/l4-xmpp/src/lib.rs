@@ -5,12 +5,14 @@
 
 use l4_core::Registry;
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Enters the modules of this crate.
 pub fn register(reg: &mut Registry) {
     reg.origin(l4_core::origin!());
     reg.matcher::<MatchXmpp>();
+    reg.page(include_str!("../docs/matchers/xmpp.md"));
 }
 
 /// Matches a connection that begins with an XMPP stream header (RFC 6120 section 4.7), of clients, servers and
@@ -21,7 +23,7 @@ pub fn register(reg: &mut Registry) {
 pub struct MatchXmpp;
 
 /// The matcher `xmpp` has no settings.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct XmppConfig {}
 

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::Greeting;
@@ -14,7 +15,7 @@ pub struct Answer {
 }
 
 /// Configuration of the handler `hello`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AnswerConfig {
     /// The line to answer, with placeholders, such as `"Hello {l4.vars.hello.name}"`. Default: no answer.

@@ -1,4 +1,5 @@
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::Greeting;
@@ -9,7 +10,7 @@ pub struct MatchHello {
 }
 
 /// Configuration of the matcher `hello`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MatchHelloConfig {
     /// The names to match, such as `["alice", "bob"]`. Default: any.

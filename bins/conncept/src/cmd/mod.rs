@@ -1,8 +1,10 @@
 //! The commands, one per file, and how they speak.
 
+pub(crate) mod docs;
 pub(crate) mod environ;
 pub(crate) mod list_modules;
 pub(crate) mod run;
+pub(crate) mod schema;
 pub(crate) mod validate;
 pub(crate) mod version;
 

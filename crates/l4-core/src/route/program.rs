@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use smallvec::SmallVec;
 use tokio::time::{Instant, timeout};
@@ -15,19 +16,23 @@ use crate::config::{GoDuration, ModuleMap, Node, Raw};
 use crate::conn::{MATCH_LIMIT, Received};
 use crate::matcher::{Cost, Verdict, View};
 use crate::provision::{Provision, Rejected};
-use crate::registry::Handlers;
+use crate::registry::{Handlers, Matchers};
+use crate::schema::{InlineOf, MapOf};
 use crate::{Connection, EndReason, Flow, Handler, Rest, Result};
 
 /// One route: when `match` says so, run `handle`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RouteConfig {
     /// Matcher sets. One of them must match; within a set all matchers must. Absent, `null`, `[]` and `[{}]` match
-    /// every connection.
+    /// every connection. Default: every connection.
     #[serde(rename = "match", default)]
+    #[schemars(with = "Option<Vec<Option<MapOf<Matchers>>>>")]
     matcher_sets: Option<Vec<Option<ModuleMap>>>,
     /// Handlers, run in this order. A route without handlers matches and does nothing; matching goes on behind it.
+    /// Default: none.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<InlineOf<Handlers>>>")]
     handle: Option<Vec<Raw>>,
 }
 

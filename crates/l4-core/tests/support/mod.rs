@@ -10,6 +10,7 @@ use l4_core::conn::Received;
 use l4_core::prelude::*;
 use l4_core::{Addr, EndReason, Record};
 use l4_testkit::{Client, Router, connection, settle};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
@@ -46,7 +47,7 @@ pub(crate) fn register(reg: &mut Registry) {
 }
 
 /// A module without options.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Empty {}
 
@@ -166,7 +167,7 @@ macro_rules! handler {
 }
 
 /// How long a handler takes.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Pace {
     #[serde(default)]
@@ -230,7 +231,7 @@ impl AsyncHandler for Sleep {
 }
 
 /// How much to take.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Amount {
     bytes: usize,
@@ -264,7 +265,7 @@ impl AsyncHandler for Panic {
 }
 
 /// Whose fault it is.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Blame {
     client: bool,

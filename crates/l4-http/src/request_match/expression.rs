@@ -3,11 +3,13 @@
 use l4_core::config::{At, Node, Value};
 use l4_core::regexp::{Expression, NamedExpression};
 use l4_core::{Provision, Rejected};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// A regular expression, for example `{"name": "api", "pattern": "^/v(?P<version>[0-9]+)/"}`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "RequestExpressionConfig")]
 pub struct ExpressionConfig {
     /// A name, under which captures can be read too, as `{http.regexp.NAME.GROUP}`: letters, digits and underscores.
     /// Without one they are `{http.regexp.GROUP}` only, which the next expression that matches hides. Default: none.

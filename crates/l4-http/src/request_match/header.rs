@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use l4_core::config::At;
 use l4_core::{Cost, Provision, Rejected, Template};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{Request, RequestMatch};
@@ -14,7 +15,7 @@ use super::{Request, RequestMatch};
 /// values that end with it, `*v*` for values that contain it, and `*` for any value. Values are compared with case and
 /// may have placeholders; names have no case. `[]` holds if the field is there, `null` if it is not. `Host` is the host
 /// of the request as sent, of whichever protocol.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct HeaderConfig(BTreeMap<String, Option<Vec<At<String>>>>);
 

@@ -1,8 +1,11 @@
 //! `http.matchers.header_regexp`
 
+use std::collections::BTreeMap;
+
 use l4_core::config::ModuleMap;
 use l4_core::regexp::NamedExpression;
 use l4_core::{Cost, Provision, Rejected};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::expression::ExpressionConfig;
@@ -12,9 +15,9 @@ use crate::uri;
 /// Fields and the expressions that match, for example `{"User-Agent": {"pattern": "^curl/([0-9]+)"}}`. Every field must
 /// have a line that its expression matches; names have no case. `Host` is the host of the request as sent. `{}` matches
 /// any request.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct HeaderRegexpConfig(ModuleMap);
+pub struct HeaderRegexpConfig(#[schemars(with = "BTreeMap<String, ExpressionConfig>")] ModuleMap);
 
 struct MatchHeaderRegexp {
     /// Names in lower case, in the order of the configuration.

@@ -6,6 +6,7 @@ use std::collections::hash_map::Entry;
 
 use l4_core::config::At;
 use l4_core::{Dimension, Keys, Parsed, Provision, Rejected, Template, Verdict, View};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{Request, RequestMatch};
@@ -16,7 +17,7 @@ use crate::{HttpHead, uri};
 /// Compared with the host of the request without its port, without regard to case. `*` in place of a label stands for
 /// exactly one label, at any position. Names of other scripts are compared in their ASCII form. Placeholders are filled
 /// in for each connection. A name that is listed twice is an error.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct HostConfig(Vec<At<String>>);
 

@@ -1,13 +1,14 @@
 //! `http.matchers.method`
 
 use l4_core::{Provision, Rejected};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{Request, RequestMatch};
 
 /// The methods that match, for example `["GET", "HEAD"]`. Case does not matter here; requests are compared in upper
 /// case only, because methods are case-sensitive. An empty list matches nothing.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct MethodConfig(Vec<String>);
 

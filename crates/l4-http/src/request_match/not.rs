@@ -1,16 +1,20 @@
 //! `http.matchers.not`
 
 use l4_core::config::ModuleMap;
+use l4_core::schema::MapOf;
 use l4_core::{Cost, Provision, Rejected};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Request, RequestMatch, RequestSets};
+use super::{Request, RequestMatch, RequestMatchers, RequestSets};
 
 /// A list of sets of request matchers none of which may hold, for example `[{"path": ["/admin/*"]}, {"method":
 /// ["POST"]}]`. `[]` matches any request, `[{}]` none.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct NotConfig(Vec<Option<ModuleMap>>);
+pub struct NotConfig(
+    #[schemars(with = "Vec<Option<MapOf<RequestMatchers>>>")] Vec<Option<ModuleMap>>,
+);
 
 struct MatchNot(RequestSets);
 

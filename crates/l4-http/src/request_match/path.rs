@@ -2,6 +2,7 @@
 
 use l4_core::config::At;
 use l4_core::{Provision, Rejected, Template};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::glob::Glob;
@@ -16,7 +17,7 @@ use crate::{HttpHead, uri};
 /// `?` one character but a slash, `[a-z]` one of a range, `[^a-z]` any other. A pattern with an escape such as `%2F`
 /// wants that very escape there, and `%*` is any text before decoding. Without stars, `/foo` is `/foo` only, not
 /// `/foo/`. Placeholders are filled in for each connection.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct PathConfig(Vec<At<String>>);
 

@@ -2,6 +2,7 @@
 
 use l4_core::config::At;
 use l4_core::{Provision, Rejected};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{Request, RequestMatch};
@@ -10,7 +11,7 @@ use super::{Request, RequestMatch};
 /// that version and later ones, `"grpc"` for a `Content-Type` that begins with `application/grpc`, `"http"` for a request
 /// that came in the clear, or `"https"` for one that came through TLS which the handler `tls` has ended. Any other text
 /// never matches.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct ProtocolConfig(At<String>);
 

@@ -1,7 +1,10 @@
 //! `http.matchers.query`
 
+use std::collections::BTreeMap;
+
 use l4_core::config::{At, ModuleMap};
 use l4_core::{Cost, Provision, Rejected, Template};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{Request, RequestMatch};
@@ -11,9 +14,9 @@ use crate::query::{Parameter, parameters};
 /// parameter must be there with one of its values, or with any if `*` is listed. Keys and values are compared after
 /// decoding, with case, and may have placeholders. A parameter with an empty list never matches, and neither does any
 /// once the query has a `;` or a broken escape. `{}` matches requests without parameters.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct QueryConfig(ModuleMap);
+pub struct QueryConfig(#[schemars(with = "BTreeMap<String, Option<Vec<String>>>")] ModuleMap);
 
 struct MatchQuery(Vec<(Template, Vec<Template>)>);
 

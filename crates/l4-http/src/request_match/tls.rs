@@ -1,12 +1,13 @@
 //! `http.matchers.tls`
 
 use l4_core::{Cost, Provision, Rejected};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{Request, RequestMatch};
 
 /// Requests that came through TLS which the handler `tls` has ended: `{}`.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TlsConfig {
     /// Whether the handshake must be complete, such as `true`. At layer 4 it always is before a request can be read, so

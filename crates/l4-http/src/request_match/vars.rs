@@ -1,8 +1,11 @@
 //! `http.matchers.vars` and `http.matchers.vars_regexp`
 
+use std::collections::BTreeMap;
+
 use l4_core::config::{At, ModuleMap, Node};
 use l4_core::regexp::NamedExpression;
 use l4_core::{Cost, Provision, Rejected, Template};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::expression::ExpressionConfig;
@@ -12,15 +15,15 @@ use super::{Request, RequestMatch};
 /// "v2"]}`. One key that equals one of its values is enough; a key without a value equals `""`. Values may have
 /// placeholders. Keys without braces are variables of the request, which are `client_ip` and `trusted_proxy` only;
 /// variables of the connection are `{l4.vars.NAME}`. `{}` matches any request.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct VarsConfig(ModuleMap);
+pub struct VarsConfig(#[schemars(with = "BTreeMap<String, Option<Vec<String>>>")] ModuleMap);
 
 /// Placeholders, each the whole key, and the expressions that match, for example `{"{http.request.header.X-Env}":
 /// {"pattern": "^(dev|test)$"}}`, tried in the order written. One is enough. Keys are as in `vars`. `{}` never matches.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct VarsRegexpConfig(ModuleMap);
+pub struct VarsRegexpConfig(#[schemars(with = "BTreeMap<String, ExpressionConfig>")] ModuleMap);
 
 struct MatchVars(Vec<(Template, Vec<Template>)>);
 

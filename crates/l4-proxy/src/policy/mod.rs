@@ -10,6 +10,7 @@ mod weighted_round_robin;
 
 use l4_core::registry::Kind;
 use l4_core::{Connection, Registry};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub use first::First;
@@ -40,7 +41,7 @@ impl Kind for SelectionPolicies {
 pub const INLINE_KEY: &str = "policy";
 
 /// A policy without options.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct NoOptions {}
 

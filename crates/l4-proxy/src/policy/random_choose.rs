@@ -1,6 +1,7 @@
 use fastrand::Rng;
 use l4_core::Connection;
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::Select;
@@ -16,10 +17,10 @@ pub struct RandomChoose {
 }
 
 /// Draws a few upstreams for each connection and takes the one with the fewest connections.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RandomChooseConfig {
-    /// How many to draw. Default 2, which is also the least.
+    /// How many to draw; at least 2. Default: 2.
     #[serde(default)]
     choose: Option<At<i64>>,
 }

@@ -19,6 +19,7 @@ use l4_core::prelude::*;
 use l4_core::{EndReason, Error, Io, Phase, Side, Transport};
 use l4_net::dial::{DialError, DialOptions, Target, connect, resolve};
 use l4_net::relay::{Limits, relay};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use socks5_proto::{Address, Command, Reply, Request};
 use tokio::io::AsyncWriteExt as _;
@@ -37,12 +38,12 @@ use associate::Association;
 /// ```json
 /// {"handler": "socks5", "credentials": {"bob": "qHoEtVpGRM"}}
 /// ```
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Socks5HandlerConfig {
     /// What clients may ask for, of `"CONNECT"` (a connection to a target), `"ASSOCIATE"` (datagrams to any number of
     /// targets) and `"BIND"` (a connection from a target), in upper or lower case. Global placeholders are filled in at
-    /// load. Default and empty: `["CONNECT", "ASSOCIATE"]`.
+    /// load. Default: `["CONNECT", "ASSOCIATE"]`.
     #[serde(default)]
     commands: Vec<At<String>>,
     /// The address that ASSOCIATE and BIND listen on and tell the client, where it is of the IP version that is needed.
@@ -51,26 +52,26 @@ pub struct Socks5HandlerConfig {
     #[serde(default)]
     bind_ip: Option<At<String>>,
     /// Users with their passwords, in the clear; both at most 255 bytes. Global placeholders are filled in at load, and
-    /// entries whose user is empty then are dropped. Default and empty: everybody may, without a password. Example:
+    /// entries whose user is empty then are dropped; if none is left, nobody may. Default: everybody may, without a password. Example:
     /// `{"bob": "{env.BOBS_PASSWORD}"}`.
     #[serde(default)]
     credentials: BTreeMap<String, Option<At<String>>>,
-    /// How long a client may take to say what it wants. Default `"10s"`; 0 is without limit.
+    /// How long a client may take to say what it wants. 0 is no limit. Default: `"10s"`.
     #[serde(default)]
     timeout: Option<At<GoDuration>>,
-    /// How long connecting to a target may take, the look-up of its name included. Default `"10s"`; 0 leaves it to the
-    /// system.
+    /// How long connecting to a target may take, the look-up of its name included. 0 leaves it to the system. Default:
+    /// `"10s"`.
     #[serde(default)]
     dial_timeout: Option<At<GoDuration>>,
-    /// How long BIND waits for the target to connect. Default `"60s"`; 0 is until the client leaves.
+    /// How long `BIND` waits for the target to connect. 0 is until the client leaves. Default: `"60s"`.
     #[serde(default)]
     bind_timeout: Option<At<GoDuration>>,
-    /// Ends a connection or association on which nothing has moved in either direction for so long. Default: none.
+    /// Ends a connection or association on which nothing has moved in either direction for so long. Default: no limit.
     /// Example: `"1h"`.
     #[serde(default)]
     idle_timeout: Option<At<GoDuration>>,
-    /// How long a client may stay after the target has ended its stream, without sending or ending. Default `"60s"`; 0
-    /// is without limit.
+    /// How long a client may stay after the target has ended its stream, without sending or ending. 0 is no limit.
+    /// Default: `"60s"`.
     #[serde(default)]
     half_close_timeout: Option<At<GoDuration>>,
 }

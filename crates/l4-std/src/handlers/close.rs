@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use l4_core::prelude::*;
 use l4_core::{EndReason, Io};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
@@ -14,7 +15,7 @@ use tokio::time::timeout;
 pub struct Close;
 
 /// `close` has no fields.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CloseConfig {}
 

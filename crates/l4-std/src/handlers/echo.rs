@@ -1,5 +1,6 @@
 use l4_core::conn::Received;
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 
@@ -7,7 +8,7 @@ use tokio::io::AsyncWriteExt as _;
 pub struct Echo;
 
 /// `echo` has no fields.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EchoConfig {}
 

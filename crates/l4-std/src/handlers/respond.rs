@@ -3,6 +3,7 @@ use std::time::Duration;
 use l4_core::EndReason;
 use l4_core::conn::Received;
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
@@ -16,11 +17,11 @@ pub struct Respond {
 }
 
 /// Configuration of `respond`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RespondConfig {
-    /// The text to send, with placeholders, such as `"hello {l4.conn.remote_addr}\r\n"`. Default: empty. On UDP it is
-    /// one datagram.
+    /// The text to send, with placeholders, such as `"hello {l4.conn.remote_addr}\r\n"`. On UDP it is one datagram.
+    /// Default: empty.
     #[serde(default)]
     body: Option<At<String>>,
 }

@@ -1,5 +1,7 @@
 use l4_core::Program;
 use l4_core::prelude::*;
+use l4_core::route::RouteConfig;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Routes inside a route: runs a list of its own on the connection, with the bytes read so far.
@@ -11,14 +13,15 @@ pub struct Subroute {
 }
 
 /// Configuration of `subroute`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SubrouteConfig {
-    /// Routes, asked in this order, as in a server.
+    /// Routes, asked in this order, as in a server. Default: none.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<RouteConfig>>")]
     routes: Option<Vec<RawNode>>,
-    /// How long this list waits for the bytes that decide it. Default `"3s"`. Its clock is its own: the outer list's
-    /// stands still meanwhile.
+    /// How long this list waits for the bytes that decide it. Its clock is its own: the outer list's stands still
+    /// meanwhile. Default: `"3s"`.
     #[serde(default)]
     matching_timeout: Option<GoDuration>,
 }

@@ -2,22 +2,25 @@ use jiff::Timestamp;
 use jiff::tz::{Offset, TimeZone};
 use l4_core::config::Node;
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Configuration of `clock`. Global placeholders are filled in at load.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClockConfig {
-    /// The first second of the window, as `HH:MM:SS`. Default: `"00:00:00"`. Example: `"08:00:00"`.
+    /// The first second of the window, as `HH:MM:SS`. Global placeholders are filled in at load. Default: `"00:00:00"`. Example: `"08:00:00"`.
     #[serde(default)]
     after: Option<At<String>>,
     /// The first second behind the window; `"00:00:00"` is the end of the day. If it is earlier than `after`, the
-    /// window crosses midnight: from `"22:00:00"` to `"06:00:00"` are the eight hours of the night. Default:
-    /// `"00:00:00"`. Example: `"17:30:00"`.
+    /// window crosses midnight: from `"22:00:00"` to `"06:00:00"` are the eight hours of the night. Global placeholders are
+    /// filled in at load. Default:
+    /// `"00:00:00"`, the end of the day. Example: `"17:30:00"`.
     #[serde(default)]
     before: Option<At<String>>,
     /// Whose clock it is: an IANA time zone such as `"Europe/Vienna"`, which keeps to its summer time, an offset to the
-    /// east of UTC such as `"-03:30"`, `"UTC"`, or `"Local"` for the time zone of the system. Default: `"UTC"`.
+    /// east of UTC such as `"-03:30"`, `"UTC"`, or `"Local"` for the time zone of the system. Global placeholders are filled
+    /// in at load. Default: `"UTC"`.
     #[serde(default)]
     timezone: Option<At<String>>,
 }

@@ -1,13 +1,14 @@
 use l4_core::config::IpRanges;
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Configuration of `remote_ip` (`ip`) and `local_ip`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IpConfig {
     /// Addresses and prefixes, such as `"10.0.0.0/8"` or `"::1"`; `"private_ranges"` stands for the private and
-    /// loopback ones. Global placeholders are filled in at load. Empty or absent never matches.
+    /// loopback ones. Global placeholders are filled in at load. Empty or absent never matches. Default: none.
     #[serde(default)]
     ranges: Vec<At<String>>,
 }

@@ -13,9 +13,9 @@ mod vars_regexp;
 #[cfg(feature = "clock")]
 pub use clock::{ClockConfig, MatchClock};
 pub use ip::{IpConfig, MatchLocalIp, MatchRemoteIp};
-pub use not::MatchNot;
+pub use not::{MatchNot, NotConfig};
 #[cfg(feature = "regexp")]
 pub use regexp::{MatchRegexp, RegexpConfig};
-pub use vars::MatchVars;
+pub use vars::{MatchVars, VarsConfig};
 #[cfg(feature = "regexp")]
-pub use vars_regexp::MatchVarsRegexp;
+pub use vars_regexp::{MatchVarsRegexp, VarsRegexpConfig};

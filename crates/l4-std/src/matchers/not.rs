@@ -1,5 +1,9 @@
 use l4_core::prelude::*;
+use l4_core::registry::Matchers;
 use l4_core::route::Sets;
+use l4_core::schema::MapOf;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 /// Matches when none of its sets does. `[]` always matches, `[{}]` never.
 pub struct MatchNot {
@@ -7,11 +11,16 @@ pub struct MatchNot {
     sets: Option<Sets>,
 }
 
+/// Sets of matchers none of which may match, such as `[{"ssh": {}}, {"tls": {}}]`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct NotConfig(#[schemars(with = "Vec<Option<MapOf<Matchers>>>")] Vec<Option<ModuleMap>>);
+
 impl MatcherModule for MatchNot {
     const NAME: &'static str = "not";
-    type Config = Vec<Option<ModuleMap>>;
+    type Config = NotConfig;
 
-    fn provision(config: Self::Config, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+    fn provision(NotConfig(config): NotConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
         let sets = if config.is_empty() {
             None
         } else {

@@ -2,15 +2,16 @@ use l4_core::conn::MATCH_LIMIT;
 use l4_core::prelude::*;
 use l4_core::regexp::{Expression, expand_pattern};
 use regex_syntax::hir::{Look, literal};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use smallvec::SmallVec;
 
 /// Configuration of `regexp`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegexpConfig {
     /// How many bytes are searched: exactly the first so many, and no answer is given before they are there. At most
-    /// 16384. Default and 0: 4. Example: `16`.
+    /// 16384. Default: 4. Example: `16`.
     #[serde(default)]
     count: Option<At<u16>>,
     /// The expression, in RE2 syntax. It may match anywhere in those bytes unless anchored with `^`, which also lets

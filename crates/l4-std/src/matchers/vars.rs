@@ -1,7 +1,10 @@
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use l4_core::config::Node;
 use l4_core::prelude::*;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 /// What is compared: a variable by name, or a placeholder written as the whole key.
 pub(super) enum Subject {
@@ -39,11 +42,16 @@ pub struct MatchVars {
     wanted: Vec<(Subject, Vec<Template>)>,
 }
 
+/// Variables, or placeholders in braces, and the values that match, such as `{"{l4.tls.server_name}": ["a.example"]}`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct VarsConfig(#[schemars(with = "BTreeMap<String, Vec<String>>")] ModuleMap);
+
 impl MatcherModule for MatchVars {
     const NAME: &'static str = "vars";
-    type Config = ModuleMap;
+    type Config = VarsConfig;
 
-    fn provision(config: ModuleMap, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+    fn provision(VarsConfig(config): VarsConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
         let pairs: Vec<(String, Node)> = config.iter().map(|(k, v)| (k.to_owned(), v)).collect();
         let wanted = cx.all(pairs, |cx, (key, node)| {
             let subject = Subject::provision(&key, node, cx)?;

@@ -1,6 +1,9 @@
+use std::collections::BTreeMap;
+
 use l4_core::config::Node;
 use l4_core::prelude::*;
 use l4_core::regexp::NamedExpression;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::vars::Subject;
@@ -12,22 +15,31 @@ pub struct MatchVarsRegexp {
 }
 
 /// A regular expression with an optional name.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ExpressionConfig {
-    /// The name under which captures can be read too; letters, digits and underscores. Default: none.
+    /// Captures are then also found as `{l4.regexp.NAME.GROUP}`. Letters, digits and underscores. Default: none.
     #[serde(default)]
     name: Option<At<String>>,
-    /// The expression, such as `^(?P<tenant>[a-z0-9]+)-`. RE2 syntax, as in Go: `\d`, `\w`, `\s` and `\b` are about ASCII.
-    /// It may match anywhere in the value unless anchored.
+    /// The expression, such as `^(?P<tenant>[a-z0-9]+)-`. RE2 syntax, as in Go: `\d`, `\w`, `\s` and `\b` are about
+    /// ASCII. It may match anywhere in the value unless anchored.
     pattern: At<String>,
 }
 
+/// Variables, or placeholders in braces, and the expressions that match, such as `{"{l4.tls.server_name}": {"pattern":
+/// "^www"}}`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct VarsRegexpConfig(#[schemars(with = "BTreeMap<String, ExpressionConfig>")] ModuleMap);
+
 impl MatcherModule for MatchVarsRegexp {
     const NAME: &'static str = "vars_regexp";
-    type Config = ModuleMap;
+    type Config = VarsRegexpConfig;
 
-    fn provision(config: ModuleMap, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+    fn provision(
+        VarsRegexpConfig(config): VarsRegexpConfig,
+        cx: &mut Provision<'_>,
+    ) -> Result<Self, Rejected> {
         let pairs: Vec<(String, Node)> = config.iter().map(|(k, v)| (k.to_owned(), v)).collect();
         let wanted = cx.all(pairs, |cx, (key, node)| {
             let subject = Subject::provision(&key, node, cx)?;

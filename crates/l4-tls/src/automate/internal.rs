@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use l4_core::BoxFuture;
 use l4_core::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tracing::warn;
 
@@ -18,16 +19,16 @@ use crate::pki::{Authority, LOCAL, PkiApp, Tier, now};
 /// ```json
 /// {"module": "internal", "lifetime": "24h"}
 /// ```
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InternalIssuerConfig {
-    /// The id of an authority of the application `pki`. Default `"local"`, which needs no configuration.
+    /// The id of an authority of the application `pki`. Default: `"local"`.
     #[serde(default)]
     ca: Option<At<String>>,
-    /// How long certificates are valid, but not longer than the one they are signed with. Default `"12h"`.
+    /// How long certificates are valid, but not longer than the one they are signed with. Default: `"12h"`.
     #[serde(default)]
     lifetime: Option<At<GoDuration>>,
-    /// Whether the root signs rather than the intermediate. Default: false.
+    /// Whether the root signs rather than the intermediate. Default: `false`.
     #[serde(default)]
     sign_with_root: Option<At<bool>>,
 }

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use l4_core::Storage;
 use l4_core::config::{Node, Value};
 use l4_core::prelude::*;
+use l4_core::schema::InlineOf;
+use l4_core::{Storage, Storages};
 use rustls::crypto::CryptoProvider;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::internal::{InternalIssuer, InternalIssuerConfig};
@@ -22,57 +24,78 @@ use crate::policy::provider;
 use crate::storage;
 
 /// How the certificates of `automate` are made.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AutomationConfig {
-    /// Rules for names; the first that is for a name counts. Default: names that no public authority certifies, such as
-    /// `localhost`, get certificates from the issuer `internal`.
+    /// Rules for names; the first that is for a name counts. Default: names that no public authority certifies get
+    /// certificates from `internal`.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<PolicyConfig>>")]
     policies: Option<Vec<RawNode>>,
-    /// How often it is checked whether certificates have to be renewed. Default `"10m"`.
+    /// How often it is checked whether certificates have to be renewed; at least `1s`. Default: `"10m"`.
     #[serde(default)]
     renew_interval: Option<At<GoDuration>>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     on_demand: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     ocsp_interval: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     storage_clean_interval: Option<RawNode>,
 }
 
 /// A rule for some names. It makes no certificate by itself: names have to be in `automate`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "AutomationPolicyConfig")]
 struct PolicyConfig {
-    /// The names it is for. `*` stands for one label: `*.example.internal`. Default: every name.
+    /// The names it is for. `*` stands for one label, from the left: `*.example.internal`. Default: every name.
     #[serde(default)]
     subjects: Option<Vec<At<String>>>,
-    /// Who makes the certificates; if one cannot, the next is asked. Default: `internal` for names that no public authority
-    /// certifies.
+    /// Who makes the certificates; if one cannot, the next is asked. Default: `internal`, for names that no public
+    /// authority certifies.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<InlineOf<Issuers>>>")]
     issuers: Option<Vec<RawNode>>,
-    /// The kind of key: `ed25519`, `p256` (default), `p384`, `rsa2048` or `rsa4096`.
+    /// `ed25519`, `p256`, `p384`, `rsa2048` or `rsa4096`, for certificates made from now on. Default: `"p256"`.
     #[serde(default)]
     key_type: Option<At<String>>,
     /// A certificate is renewed when this part of its lifetime is left. Default: a third.
     #[serde(default)]
     renewal_window_ratio: Option<At<f64>>,
-    /// Where certificates and keys are kept. Default: the storage of the configuration.
+    /// Where certificates and keys are kept, written as `storage` at the top of the file. Default: the storage of the
+    /// configuration.
     #[serde(default)]
+    #[schemars(with = "Option<InlineOf<Storages>>")]
     storage: Option<RawNode>,
-    /// Without effect: nothing is stapled.
+    /// Accepted without effect: nothing is stapled. Default: `false`.
     #[serde(default)]
     #[allow(dead_code)]
     disable_ocsp_stapling: Option<bool>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     ocsp_overrides: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     on_demand: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     get_certificate: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     reuse_private_keys: Option<RawNode>,
+    /// Not in this version: refused with a sentence.
     #[serde(default)]
+    #[schemars(with = "()")]
     must_staple: Option<RawNode>,
 }
 

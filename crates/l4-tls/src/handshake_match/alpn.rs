@@ -1,5 +1,6 @@
 //! `alpn`: the protocols that the client offers.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use l4_core::config::At;
@@ -11,7 +12,7 @@ use crate::ClientHello;
 
 /// Protocol names, such as `["h2", "http/1.1"]`. The condition holds if the client offers one of them by ALPN,
 /// compared byte by byte; with an empty list it never holds. May contain placeholders, filled in per connection.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct AlpnConfig(Vec<At<String>>);
 

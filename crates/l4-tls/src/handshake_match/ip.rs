@@ -1,5 +1,6 @@
 //! `remote_ip` and `local_ip`: where a hello comes from and where it was received.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use l4_core::config::{At, IpRanges};
@@ -10,24 +11,27 @@ use super::{HandshakeMatch, HandshakeScope};
 use crate::ClientHello;
 
 /// Addresses that a client may and may not have.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoteIpConfig {
     /// Addresses and prefixes, such as `["10.0.0.0/8", "::1"]`, or `private_ranges`. The client must be in one of them;
-    /// absent or empty, it may be anywhere. Placeholders are filled in when the configuration is loaded.
+    /// absent or empty, it may be anywhere. Placeholders are filled in when the configuration is loaded. Default:
+    /// anywhere.
     #[serde(default)]
     ranges: Option<Vec<At<String>>>,
-    /// Addresses and prefixes that the client must not be in, even if it is in `ranges`.
+    /// Addresses and prefixes the client must not be in, even if it is in `ranges`. Placeholders at load. Default:
+    /// none.
     #[serde(default)]
     not_ranges: Option<Vec<At<String>>>,
 }
 
 /// Addresses that a hello may be received on.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LocalIpConfig {
     /// Addresses and prefixes, such as `["192.0.2.1"]`, or `private_ranges`. The local address must be in one of them;
-    /// absent or empty, any IP address will do. Placeholders are filled in when the configuration is loaded.
+    /// absent or empty, any IP address will do. Placeholders are filled in when the configuration is loaded. Default:
+    /// any IP address.
     #[serde(default)]
     ranges: Option<Vec<At<String>>>,
 }

@@ -1,5 +1,6 @@
 //! `sni`: the server name that the client asks for.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use l4_core::config::At;
@@ -17,7 +18,7 @@ use crate::client_hello::HostName;
 /// only the first labels may be `*`: `*.example.com` is `a.example.com` but neither `example.com` nor
 /// `a.b.example.com`, which `*.*.example.com` is. `""` is a client that sends no SNI. May contain placeholders, filled
 /// in per connection; lists without them are found by look-up, however many routes have one.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct SniConfig(Vec<At<String>>);
 

@@ -1,5 +1,6 @@
 //! `sni_regexp`: the server name by regular expression.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use l4_core::config::At;
@@ -11,7 +12,7 @@ use super::{HandshakeMatch, HandshakeScope};
 use crate::ClientHello;
 
 /// A regular expression that the server name must match.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SniRegexpConfig {
     /// A name for the expression, made of letters, digits and `_`: captures are then also found as
