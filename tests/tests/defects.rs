@@ -57,7 +57,7 @@ fn told(source: &str, name: &str) -> Option<String> {
             .and_then(|function| function.strip_prefix(name));
         rest.is_some_and(|rest| rest.starts_with('(')) || **line == made
     };
-    let at = lines.iter().position(|line| declares(&line))?;
+    let at = lines.iter().position(declares)?;
     let belongs = |line: &&&str| line.starts_with("#[") || line.starts_with("//");
     let above: Vec<&str> = lines[..at]
         .iter()
@@ -66,7 +66,7 @@ fn told(source: &str, name: &str) -> Option<String> {
         .copied()
         .collect();
     let is_test = |line: &&str| line.starts_with("#[test]") || line.starts_with("#[tokio::test");
-    (lines[at] == made || above.iter().any(|line| is_test(line))).then(|| above.join("\n"))
+    (lines[at] == made || above.iter().any(is_test)).then(|| above.join("\n"))
 }
 
 /// Whether a test says that it is about the row `id`: by its name, or by its doc comment.
