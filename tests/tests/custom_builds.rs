@@ -327,7 +327,7 @@ fn a_configuration_says_which_families_are_built_in() {
     let program = dir.path().join("conncept");
     let file = dir.path().join("l4.json");
     let write = |handler: Value| {
-        let routes = json!([{"match": [{"ssh": {}}], "handle": [handler]}]);
+        let routes = json!([{"match": [{"ssh": {}}, {"tls": {}}], "handle": [handler]}]);
         let server = json!({"listen": ["127.0.0.1:1"], "routes": routes});
         fs::write(&file, e2e::config(json!({"a": server})).to_string()).unwrap();
     };
@@ -336,10 +336,17 @@ fn a_configuration_says_which_families_are_built_in() {
     );
     let from = file.to_str().unwrap();
     let said = built(&program, &["--from", from]).stderr;
-    assert!(said.contains("module families: ssh, xmpp\n"), "{said}");
+    assert!(
+        said.contains("module families: ssh, tls_matcher, xmpp\n"),
+        "{said}"
+    );
     let modules = listed(&program);
-    assert!(modules.contains("layer4.matchers.ssh ") && modules.contains("layer4.matchers.xmpp "));
-    assert!(!modules.contains("layer4.matchers.http "), "{modules}");
+    for name in ["matchers.ssh", "matchers.tls", "matchers.xmpp"] {
+        assert!(modules.contains(&format!("layer4.{name} ")), "{modules}");
+    }
+    for name in ["matchers.http", "handlers.tls"] {
+        assert!(!modules.contains(&format!("layer4.{name} ")), "{modules}");
+    }
 
     write(json!({"handler": "quantum"}));
     let said = refused(&["--from", from]);
@@ -347,6 +354,174 @@ fn a_configuration_says_which_families_are_built_in() {
         said.contains("layer4.handlers.quantum, which neither a module family nor a --with brings"),
         "{said}"
     );
+}
+
+/// A router by server name, and the answers of its two upstreams to a client.
+fn routes_by_server_name(program: &Path) {
+    let (first, last) = (e2e::Backend::banner("first"), e2e::Backend::banner("last"));
+    let route = |name: &str, upstream: &e2e::Backend| {
+        json!({
+            "match": [{"tls": {"sni": [name]}}],
+            "handle": [{"handler": "proxy", "upstreams": [{"dial": [upstream.address.to_string()]}]}],
+        })
+    };
+    let routes = [route("a.example", &first), route("*.b.example", &last)];
+    let config = e2e::config(json!({"a": {"listen": ["127.0.0.1:1"], "routes": routes}}));
+    for (name, banner) in [("a.example", "first"), ("www.b.example", "last")] {
+        let hello = e2e::client_hello(name, &["h2"]);
+        let answer = answer(program, &config.to_string(), "127.0.0.1:1", &hello);
+        assert_eq!(answer, banner, "{name}");
+    }
+}
+
+/// What `tiny` may take at most, stripped.
+const TINY_BYTES: u64 = 5 << 19;
+
+#[test]
+fn a_tiny_build_is_small_routes_by_server_name_and_says_what_adds_the_rest() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("conncept");
+    let output = program.to_str().unwrap();
+    // With the profile that it has by itself: what is measured is what users get.
+    let finished = cargo(&["xtask", "build", "--with", "tiny", "--output", output]);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let said = finished.stderr;
+    assert!(said.contains("module families: tiny\n"), "{said}");
+    let size = fs::metadata(&program).unwrap().len();
+    assert!(size <= TINY_BYTES, "{size} bytes");
+    routes_by_server_name(&program);
+
+    let handle = |handler: Value| json!({"handle": [handler]});
+    let proxy = |more: Value| {
+        let mut handler = json!({"handler": "proxy", "upstreams": [{"dial": ["127.0.0.1:1"]}]});
+        let members = handler.as_object_mut().unwrap();
+        members.extend(more.as_object().unwrap().clone());
+        handle(handler)
+    };
+    let matched = |matcher: Value| json!({"match": [matcher], "handle": [{"handler": "close"}]});
+    let layer4 = |route: Value| json!({"apps": {"layer4": {"servers": {"a": {"listen": ["127.0.0.1:1"], "routes": [route]}}}}});
+    let file = dir.path().join("l4.json");
+    for (config, id, families) in [
+        (
+            layer4(handle(json!({"handler": "tls"}))),
+            "layer4.handlers.tls",
+            "tiny,tls",
+        ),
+        (
+            layer4(matched(json!({"regexp": {"pattern": "^a"}}))),
+            "layer4.matchers.regexp",
+            "tiny,regexp",
+        ),
+        (
+            layer4(matched(json!({"not": [{"vars_regexp": {}}]}))),
+            "layer4.matchers.vars_regexp",
+            "tiny,regexp",
+        ),
+        (
+            layer4(matched(json!({"tls": {"sni_regexp": {"pattern": "a"}}}))),
+            "tls.handshake_match.sni_regexp",
+            "tiny,regexp",
+        ),
+        (
+            layer4(matched(json!({"tls": {"sni": ["b\u{fc}cher.example"]}}))),
+            "\"b\u{fc}cher.example\" is not ASCII",
+            "tiny,idna",
+        ),
+        (
+            layer4(matched(json!({"clock": {}}))),
+            "layer4.matchers.clock",
+            "tiny,clock",
+        ),
+        (
+            // What is asked of a request needs the matcher around it.
+            layer4(matched(json!({"http": [{"host": ["a"]}]}))),
+            "layer4.matchers.http",
+            "tiny,http",
+        ),
+        (
+            layer4(proxy(json!({"proxy_protocol": "v2"}))),
+            "layer4.proxy.preambles.v2",
+            "tiny,proxy_protocol",
+        ),
+        (
+            layer4(proxy(
+                json!({"upstreams": [{"dial": ["127.0.0.1:1"], "tls": {"ca": {"provider": "system"}}}]}),
+            )),
+            "layer4.proxy.transports.tls",
+            "tiny,tls",
+        ),
+        (
+            json!({"apps": {"tls": {"automation": {"policies": [{"issuers": [{"module": "internal"}]}]}}}}),
+            "tls",
+            "tiny,tls",
+        ),
+        (json!({"apps": {"pki": {}}}), "pki", "tiny,tls"),
+        (
+            json!({"storage": {"module": "file_system"}, "apps": {}}),
+            "caddy.storage.file_system",
+            "tiny,tls",
+        ),
+    ] {
+        fs::write(&file, config.to_string()).unwrap();
+        let mut command = Command::new(&program);
+        command.args(["validate", "--config"]).arg(&file);
+        let finished = Finished::from(command.output().unwrap());
+        assert_eq!(finished.code, Some(1), "{config}: {}", finished.stderr);
+        let what = match id.contains(' ') {
+            true => format!("error: {id}\n"),
+            false => format!("unknown module: {id}\n"),
+        };
+        for part in [what, format!("cargo xtask build --with {families}\n")] {
+            assert!(
+                finished.stderr.contains(&part),
+                "{part}: {}",
+                finished.stderr
+            );
+        }
+    }
+
+    // Which way upstreams are chosen is part of the proxy.
+    let selection = json!({"load_balancing": {"selection": {"policy": "ip_hash"}}});
+    fs::write(&file, layer4(proxy(selection)).to_string()).unwrap();
+    let mut command = Command::new(&program);
+    command.args(["validate", "--config"]).arg(&file);
+    let finished = Finished::from(command.output().unwrap());
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+}
+
+/// Whether the kernel would have to load somebody to load libraries: a program header of the kind PT_INTERP (System V ABI,
+/// chapter 5), in a 64-bit little-endian ELF file.
+fn asks_for_a_loader(elf: &[u8]) -> bool {
+    let number = |at: usize, size: usize| {
+        let bytes = elf[at..at + size].iter().rev();
+        bytes.fold(0, |value, byte| value << 8 | usize::from(*byte))
+    };
+    assert_eq!(elf[..6], *b"\x7fELF\x02\x01");
+    let (first, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+    (0..count).any(|header| number(first + header * size, 4) == 3)
+}
+
+#[test]
+fn a_static_build_loads_no_library_and_routes_by_server_name() {
+    let _alone = alone();
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    let library = Command::new("rustc")
+        .args(["--print", "target-libdir", "--target", &target])
+        .output()
+        .unwrap();
+    if !Path::new(Finished::from(library).stdout.trim()).is_dir() {
+        eprintln!("nothing was tested: rustup target add {target}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("conncept");
+    let said = built(&program, &["--with", "tiny", "--target", &target]).stderr;
+    // It was asked, as it runs here.
+    assert!(said.contains(" modules, "), "{said}");
+    assert!(!asks_for_a_loader(&fs::read(&program).unwrap()));
+    assert!(asks_for_a_loader(&fs::read(e2e::program()).unwrap()));
+    routes_by_server_name(&program);
 }
 
 #[test]

@@ -120,6 +120,8 @@ const TRANSPORTS: &str = "layer4.proxy.transports";
 const APPS: &str = "";
 const STORAGES: &str = "caddy.storage";
 const CONDITIONS: &str = "tls.handshake_match";
+/// `l4_tls::UNICODE`, which not every build knows.
+const UNICODE: &str = "sni in Unicode";
 
 const FAMILIES: &[Family] = &[
     Family {
@@ -243,6 +245,15 @@ const FAMILIES: &[Family] = &[
         part_of: None,
         modules: &[(MATCHERS, "clock")],
     },
+    Family {
+        feature: "idna",
+        // The family `tls` needs the tables for more than that.
+        built: cfg!(any(feature = "idna", feature = "tls")),
+        copyleft: false,
+        part_of: Some("tls"),
+        // No module, but refused like one.
+        modules: &[(CONDITIONS, UNICODE)],
+    },
 ];
 
 #[cfg(test)]
@@ -297,6 +308,7 @@ mod tests {
             .map(|module| module.id)
             .filter(|id| own_field(id) || listed.contains(id))
             .collect();
+        listed.remove(&format!("{CONDITIONS}.{UNICODE}"));
         // A condition of the matcher `tls`, and so only there with it.
         if !cfg!(feature = "tls_matcher") {
             listed.remove("tls.handshake_match.sni_regexp");
@@ -304,9 +316,16 @@ mod tests {
         assert_eq!(present, listed);
     }
 
+    #[cfg(feature = "tls_matcher")]
+    #[test]
+    fn names_in_unicode_are_called_as_the_matcher_calls_them() {
+        assert_eq!(UNICODE, l4_tls::UNICODE);
+    }
+
     #[test]
     fn a_module_of_another_build_is_refused_with_the_command_that_adds_it() {
-        for family in FAMILIES {
+        let modules = |family: &&Family| family.feature != "idna";
+        for family in FAMILIES.iter().filter(modules) {
             let mut reg = Registry::new();
             leave_out(&mut reg, &[family], None, &[]);
             let (namespace, name) = family.modules[0];

@@ -119,6 +119,12 @@ impl<'a> Provision<'a> {
         self.report(self.document.error(node, message).help(help))
     }
 
+    /// What to tell somebody who asked for `name` of `namespace`, which this build does not have: how to build one that
+    /// does, or what there is instead. For what is no module and still left out of some builds.
+    pub fn explain_missing(&self, namespace: &str, name: &str) -> String {
+        self.registry.explain_missing(namespace, name)
+    }
+
     /// Reports an error that was made elsewhere.
     pub fn report(&mut self, error: ConfigError) -> Rejected {
         self.errors.push(error);

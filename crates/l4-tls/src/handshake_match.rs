@@ -29,6 +29,9 @@ impl Kind for HandshakeMatchers {
     type Object = dyn HandshakeMatch;
 }
 
+/// What [`Registry::absent`] calls the names in Unicode of `sni`, in this namespace: builds may be without their tables.
+pub const UNICODE: &str = "sni in Unicode";
+
 /// A condition on a complete ClientHello and the connection it came on.
 pub trait HandshakeMatch: Send + Sync + 'static {
     /// Whether it holds. What a regular expression captured goes to `captures`, which count only if every condition

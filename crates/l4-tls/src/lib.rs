@@ -69,7 +69,7 @@ pub use client_auth::{ClientVerifiers, LeafLoaders, VerifyClient};
 pub use client_hello::ClientHello;
 pub use handshake_match::{
     AlpnConfig, HandshakeMatch, HandshakeMatchers, HandshakeScope, LocalIpConfig, MatchAlpn,
-    MatchLocalIp, MatchRemoteIp, MatchSni, RemoteIpConfig, SniConfig,
+    MatchLocalIp, MatchRemoteIp, MatchSni, RemoteIpConfig, SniConfig, UNICODE,
 };
 #[cfg(feature = "regexp")]
 pub use handshake_match::{MatchSniRegexp, SniRegexpConfig};

@@ -119,7 +119,16 @@ fn runs_here(target: Option<&str>) -> bool {
         .map(|said| said.stdout)
         .unwrap_or_default();
     host.lines()
-        .any(|line| line.strip_prefix("host: ") == Some(target))
+        .filter_map(|line| line.strip_prefix("host: "))
+        .any(|host| host == target || is_static_twin(target, host))
+}
+
+/// Whether `target` is `host` without its C library: what is linked statically asks nothing of a system but its kernel.
+fn is_static_twin(target: &str, host: &str) -> bool {
+    match (target.strip_suffix("-musl"), host.strip_suffix("-gnu")) {
+        (Some(target), Some(host)) => target == host,
+        _ => false,
+    }
 }
 
 /// Where the binary goes. What is written until then is removed when this is dropped.
@@ -347,6 +356,14 @@ mod tests {
         .unwrap();
         assert_eq!(output.path().file_name().unwrap(), "conncept");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_static_binary_for_this_processor_runs_here() {
+        let host = "x86_64-unknown-linux-gnu";
+        assert!(is_static_twin("x86_64-unknown-linux-musl", host));
+        assert!(!is_static_twin("aarch64-unknown-linux-musl", host));
+        assert!(!is_static_twin("x86_64-pc-windows-gnu", host));
     }
 
     #[test]

@@ -40,6 +40,8 @@ impl MatchSni {
         let mut names = Vec::new();
         let mut templates = Vec::new();
         for entry in cx.all(&config.0, |cx, entry| {
+            #[cfg(not(feature = "idna"))]
+            refuse_unicode(entry, cx)?;
             Ok((entry.node(), cx.template(entry)?))
         })? {
             let (node, template) = entry;
@@ -197,11 +199,31 @@ fn without_label(name: &str) -> &str {
     name.split_once('.').map_or("", |(_, rest)| rest)
 }
 
+/// Without the tables of Unicode nobody can say what clients send for such a name.
+#[cfg(not(feature = "idna"))]
+fn refuse_unicode(name: &At<String>, cx: &mut Provision<'_>) -> Result<(), Rejected> {
+    use l4_core::Kind as _;
+
+    if name.is_ascii() {
+        return Ok(());
+    }
+    let help = cx.explain_missing(super::HandshakeMatchers::NAMESPACE, super::UNICODE);
+    Err(cx.reject_help(
+        name.node(),
+        format!("{:?} is not ASCII", &**name),
+        format!("write it as clients send it, with xn--; or: {help}"),
+    ))
+}
+
 /// A configured name as it appears in a hello. One that is no valid internationalised name stays as it is, and so
 /// equals no server name.
 fn ascii(name: &str) -> String {
     if name.is_ascii() {
         return name.to_ascii_lowercase();
     }
-    idna::domain_to_ascii(name).unwrap_or_else(|_| name.to_lowercase())
+    #[cfg(feature = "idna")]
+    if let Ok(ascii) = idna::domain_to_ascii(name) {
+        return ascii;
+    }
+    name.to_lowercase()
 }
