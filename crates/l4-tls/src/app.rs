@@ -51,7 +51,8 @@ pub struct TlsAppConfig {
     #[serde(default)]
     session_tickets: Option<TicketsConfig>,
     /// How many sessions each connection policy keeps for clients of TLS 1.2 that know no tickets, and for all clients
-    /// where tickets are off, up to 1000000. A session takes about 300 bytes; the oldest give way. 0 keeps none. Default 256, and 0 where tickets are off.
+    /// where tickets are off, up to 1000000. A session takes about 300 bytes; the oldest give way. 0 keeps none.
+    /// Default 256, and 0 where tickets are off.
     #[serde(default)]
     session_cache_size: Option<At<u64>>,
     #[serde(default)]
