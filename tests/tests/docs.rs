@@ -483,6 +483,14 @@ fn tables() -> Vec<(&'static str, Value)> {
             json!({"apps": {"tls": {"certificates": {"load_storage": {"none such": 1}}}}}),
         ),
         (
+            "apps/tls#Session tickets",
+            json!({"apps": {"tls": {"session_tickets": {"none such": 1}}}}),
+        ),
+        (
+            "apps/tls#Key source",
+            json!({"apps": {"tls": {"session_tickets": {"key_source": {"none such": 1}}}}}),
+        ),
+        (
             "apps/tls#Automation",
             json!({"apps": {"tls": {"automation": {"none such": 1}}}}),
         ),

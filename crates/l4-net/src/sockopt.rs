@@ -64,57 +64,6 @@ pub(crate) fn unacknowledged(stream: &TcpStream) -> io::Result<usize> {
     }
 }
 
-/// How many bytes the peer may send while nothing is read: the largest window it can be offered now (`tcpi_rcv_ssthresh`
-/// of `TCP_INFO` in tcp(7)).
-///
-/// # Errors
-/// The socket is gone already.
-#[allow(unsafe_code)]
-pub(crate) fn most_receivable(stream: &TcpStream) -> io::Result<u32> {
-    // SAFETY: a structure of numbers, for which all bytes zero are valid.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut length = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: the descriptor is open as long as `stream` is borrowed; the kernel writes at most `length` bytes, which is
-    // the size of what the pointer is to.
-    let asked = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut length,
-        )
-    };
-    match asked {
-        0 => Ok(info.tcpi_rcv_ssthresh),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Has the kernel tell only when so many bytes can be read (`SO_RCVLOWAT` in socket(7)), or the stream has ended. If that
-/// many are there already it tells now.
-///
-/// # Errors
-/// The socket is gone already.
-#[allow(unsafe_code)]
-pub(crate) fn set_least_receivable(stream: &TcpStream, least: u32) -> io::Result<()> {
-    let least = libc::c_int::try_from(least).unwrap_or(libc::c_int::MAX);
-    // SAFETY: the descriptor is open as long as `stream` is borrowed; the pointer is to a live value whose size is given.
-    let set = unsafe {
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVLOWAT,
-            (&raw const least).cast(),
-            size_of_val(&least) as libc::socklen_t,
-        )
-    };
-    match set {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 /// Registers a non-blocking socket with the runtime of the calling task.
 ///
 /// # Errors

@@ -17,8 +17,6 @@ use rustls::server::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::app::refuse_absent;
-
 /// How sessions are resumed by tickets.
 ///
 /// ```json
@@ -51,10 +49,6 @@ pub(crate) struct TicketsConfig {
 struct KeySourceConfig {
     /// `"standard"`.
     provider: At<String>,
-    /// Not in this version: refused with a sentence.
-    #[serde(default)]
-    #[schemars(with = "()")]
-    storage: Option<RawNode>,
 }
 
 /// How sessions are resumed, as configured.
@@ -118,13 +112,12 @@ impl Resumption {
 impl TicketsConfig {
     fn provision(self, cx: &mut Provision<'_>) -> Result<Tickets, Rejected> {
         let source = match self.key_source {
-            None => Ok(()),
             Some(source) if source.provider.as_str() != "standard" => Err(cx.reject_help(
                 source.provider.node(),
                 format!("{:?} is no source of ticket keys", *source.provider),
                 "write \"standard\", or leave key_source out",
             )),
-            Some(source) => refuse_absent(cx, "storage", source.storage),
+            _ => Ok(()),
         };
         let seconds = match self.rotation_interval {
             None => Ok(DEFAULT_ROTATION.as_secs()),

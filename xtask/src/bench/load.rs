@@ -25,7 +25,8 @@ impl Drop for Backend {
     }
 }
 
-const ANSWER: [u8; 64] = [b'a'; 64];
+/// What the backend answers with.
+pub(super) const ANSWER: [u8; 64] = [b'a'; 64];
 
 /// What a client of a protocol-blind scenario sends.
 pub(super) const QUESTION: [u8; 64] = [b'q'; 64];

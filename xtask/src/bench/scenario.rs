@@ -15,7 +15,7 @@ use super::load::{Backend, QUESTION, ask, client_hello, short_connections};
 use super::program::{Job, Kind, Program, Splice};
 use super::proxy::{Proxy, pause};
 use super::report::{Row, Table};
-use super::tls::{self, Handshake, Identity};
+use super::tls::{self, Handshake, Identity, Idle};
 
 /// All scenarios, in the order they run.
 pub(super) const NAMES: &[&str] = &[
@@ -29,7 +29,9 @@ pub(super) const NAMES: &[&str] = &[
     "sni",
     "tls-full",
     "tls-resumed",
+    "tls-resumed-1.3",
     "tls-bulk",
+    "tls-idle",
     "udp-ping-pong",
     "udp-one-way",
     "reload",
@@ -72,7 +74,9 @@ impl Bench {
             "sni" => self.sni(),
             "tls-full" => self.handshakes(Handshake::Full),
             "tls-resumed" => self.handshakes(Handshake::Resumed),
+            "tls-resumed-1.3" => self.handshakes(Handshake::Resumed13),
             "tls-bulk" => self.tls_bulk(),
+            "tls-idle" => self.tls_idle(),
             "udp-ping-pong" => self.udp_ping_pong(),
             "udp-one-way" => self.udp_one_way(),
             _ => self.reload(),
@@ -284,14 +288,23 @@ impl Bench {
             title: match kind {
                 Handshake::Full => "Terminating TLS 1.3: full handshakes",
                 Handshake::Resumed => "Terminating TLS 1.2: resumed handshakes",
+                Handshake::Resumed13 => "Terminating TLS 1.3: resumed handshakes",
             }
             .to_owned(),
             unit: "µs of proxy CPU per handshake",
-            rate: Some("handshakes/s"),
+            // A process for each connection says nothing about the rate of the proxy.
+            rate: (kind != Handshake::Resumed13).then_some("handshakes/s"),
             rows: scaled(rows, 1e6, 1.0),
-            note: "1 s of `openssl s_time` a round, one connection after the other, P-256 certificate. A connection to \
-                   the backend belongs to each."
-                .to_owned(),
+            note: match kind {
+                Handshake::Resumed13 => format!(
+                    "{} connections with a ticket a round, each made by an `openssl s_client` of its own, one after the other; \
+                     compare with `tls-full`. A connection to the backend belongs to each.",
+                    tls::WITH_TICKET
+                ),
+                _ => "1 s of `openssl s_time` a round, one connection after the other, P-256 certificate. A connection \
+                      to the backend belongs to each."
+                    .to_owned(),
+            },
             ..Table::default()
         })
     }
@@ -312,6 +325,43 @@ impl Bench {
             rate: Some("GiB/s"),
             rows: scaled(rows, 1e3 * GIB, 1.0 / GIB),
             note: "128 MiB a round, read by `openssl s_client`.".to_owned(),
+            ..Table::default()
+        })
+    }
+
+    /// Resident memory for each of many open connections over TLS, each used once.
+    fn tls_idle(&self) -> Result<Table> {
+        // A process on the other end of each.
+        const OPEN: usize = 300;
+        let job = Job::Tls(Identity::make(&std::env::temp_dir())?);
+        let mut rows = Vec::new();
+        for program in self.simple().into_iter().filter(|p| p.does(&job)) {
+            let backend = Backend::keeping()?;
+            let proxy = Proxy::start(&program, &job, backend.address, false)?;
+            let mut open = Vec::with_capacity(OPEN + WARM);
+            let mut more = |count| -> Result<u64> {
+                for _ in 0..count {
+                    let mut connection = Idle::start(proxy.address, &["-tls1_3"])?;
+                    connection.ask()?;
+                    open.push(connection);
+                }
+                pause(Duration::from_millis(500));
+                proxy.rss()
+            };
+            const WARM: usize = 50;
+            let before = more(WARM)?;
+            let used = more(OPEN)?.saturating_sub(before);
+            let mut row = Row::new(&program.label);
+            row.costs.push(used as f64 / OPEN as f64 / 1024.0);
+            rows.push(row);
+        }
+        Ok(Table {
+            title: "Idle connection over terminated TLS".to_owned(),
+            unit: "KiB of resident memory per connection",
+            rows,
+            note: format!(
+                "{OPEN} connections of TLS 1.3 open at once, each used once for 64 bytes there and back, plain TCP behind the proxy."
+            ),
             ..Table::default()
         })
     }

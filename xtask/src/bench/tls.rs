@@ -1,14 +1,14 @@
 //! The load of the TLS scenarios: openssl's own client programs.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::load::loopback;
+use super::load::{ANSWER, QUESTION, loopback};
 
 /// A certificate made for this run, and its key.
 #[derive(Clone)]
@@ -54,6 +54,8 @@ pub(super) enum Handshake {
     Full,
     /// TLS 1.2, whose sessions `openssl s_time` can resume.
     Resumed,
+    /// TLS 1.3, whose sessions it cannot, because it does not wait for a ticket.
+    Resumed13,
 }
 
 /// Makes connections for so many seconds, each no more than a handshake. How many.
@@ -62,6 +64,7 @@ pub(super) fn handshakes(target: SocketAddr, kind: Handshake, seconds: u32) -> R
     let how = match kind {
         Handshake::Full => ["-new", "-tls1_3"],
         Handshake::Resumed => ["-reuse", "-tls1_2"],
+        Handshake::Resumed13 => return resumed_by_ticket(target),
     };
     let mut command = Command::new("openssl");
     command.args([
@@ -78,7 +81,7 @@ pub(super) fn handshakes(target: SocketAddr, kind: Handshake, seconds: u32) -> R
     let full = said.lines().map(|line| marks(line, "*t")).max();
     let (wanted, other) = match kind {
         Handshake::Full => (full, resumed),
-        Handshake::Resumed => (resumed, full),
+        Handshake::Resumed | Handshake::Resumed13 => (resumed, full),
     };
     let (wanted, other) = (wanted.unwrap_or(0), other.unwrap_or(0));
     ensure!(
@@ -86,6 +89,73 @@ pub(super) fn handshakes(target: SocketAddr, kind: Handshake, seconds: u32) -> R
         "{wanted} of the wanted kind of handshake, {other} of the other"
     );
     Ok((wanted + other) as f64)
+}
+
+/// Connections with a ticket of TLS 1.3 in one round.
+pub(super) const WITH_TICKET: usize = 100;
+
+/// Makes a connection to get a ticket, and [`WITH_TICKET`] with it, each by a process of its own. How many there were.
+fn resumed_by_ticket(target: SocketAddr) -> Result<f64> {
+    let file = std::env::temp_dir().join(format!("conncept-bench-session-{}", target.port()));
+    fs::remove_file(&file).ok();
+    let mut first = Idle::start(
+        target,
+        &["-tls1_3", "-sess_out", &file.display().to_string()],
+    )?;
+    // The ticket comes before the answer.
+    first.ask()?;
+    drop(first);
+    for _ in 0..WITH_TICKET {
+        let said = output(
+            Command::new("openssl")
+                .args(["s_client", "-tls1_3", "-sess_in"])
+                .arg(&file)
+                .args(["-connect", &target.to_string()])
+                .stdin(Stdio::null()),
+        )?;
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        ensure!(
+            said.contains("Reused, TLSv1.3"),
+            "the session was not resumed"
+        );
+    }
+    fs::remove_file(&file).ok();
+    Ok((WITH_TICKET + 1) as f64)
+}
+
+/// A connection over TLS that stays open until this value is dropped.
+pub(super) struct Idle(Child);
+
+impl Idle {
+    pub(super) fn start(target: SocketAddr, options: &[&str]) -> Result<Self> {
+        loopback(target)?;
+        let client = Command::new("openssl")
+            .args(["s_client", "-quiet", "-connect", &target.to_string()])
+            .args(options)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot run openssl; apt-get install openssl")?;
+        Ok(Self(client))
+    }
+
+    /// Sends the question and waits for the answer.
+    pub(super) fn ask(&mut self) -> Result<()> {
+        let input = self.0.stdin.as_mut().context("stdin")?;
+        input.write_all(&QUESTION)?;
+        let output = self.0.stdout.as_mut().context("stdout")?;
+        output
+            .read_exact(&mut [0; ANSWER.len()])
+            .context("waiting for the answer over TLS")
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// How many of `kinds` a line of nothing but marks holds.

@@ -720,7 +720,16 @@ impl Transport {
 
     /// Writes what leads, if anything does, and `data` behind it in the same call. How much of `data` was taken: none where
     /// nothing leads.
+    #[inline]
     fn poll_lead(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match self.lead {
+            None => Poll::Ready(Ok(0)),
+            Some(_) => self.poll_send_lead(cx, data),
+        }
+    }
+
+    #[cold]
+    fn poll_send_lead(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         while let Some(lead) = &mut self.lead {
             let left = lead.bytes.get(lead.sent..).unwrap_or_default();
             let both = [IoSlice::new(left), IoSlice::new(data)];
@@ -836,10 +845,7 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let mut n = match self.lead {
-            None => 0,
-            Some(_) => ready!(self.poll_lead(cx, buf))?,
-        };
+        let mut n = ready!(self.poll_lead(cx, buf))?;
         if n == 0 {
             n = match &mut self.io {
                 Io::Tcp(socket) => ready!(Pin::new(socket).poll_write(cx, buf))?,

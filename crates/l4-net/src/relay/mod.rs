@@ -36,7 +36,6 @@ use crate::keepalive::KeepAlive;
 use crate::sockopt;
 use datagrams::Exchange;
 use gear::{Engine, Gear, Policy};
-use pipe::Arrivals;
 use scratch::{Stash, with_scratch};
 
 /// Time limits of a relay. `None` is no limit.
@@ -129,10 +128,6 @@ struct Relay {
     policy: &'static Policy,
     up_gear: Gear,
     down_gear: Gear,
-    /// Of the client's socket.
-    up_arrivals: Arrivals,
-    /// Of the socket of the one peer whose answers are spliced.
-    down_arrivals: Arrivals,
     up: u64,
     down: u64,
     spliced: u64,
@@ -207,8 +202,6 @@ impl Relay {
             policy: &Policy::DEFAULT,
             up_gear: Gear::default(),
             down_gear: Gear::default(),
-            up_arrivals: Arrivals::default(),
-            down_arrivals: Arrivals::default(),
             up: 0,
             down: 0,
             spliced: 0,
@@ -272,11 +265,10 @@ impl Relay {
                 return Ok(Pace::Waiting);
             }
             let (client, peers) = (&mut self.client, &mut self.peers);
-            let arrivals = &mut self.up_arrivals;
             // Several peers need the bytes each; what nobody takes is read to be thrown away.
             let spliced = match &mut **peers {
                 [peer] if self.up_gear.splicing() && !unwanted => {
-                    peer.stash.poll_splice(client, arrivals, cx)
+                    peer.stash.poll_splice(client, cx)
                 }
                 _ => None,
             };
@@ -286,7 +278,6 @@ impl Relay {
                 Engine::Copy
             };
             let received = spliced.unwrap_or_else(|| {
-                arrivals.unmute(client);
                 with_scratch(|scratch| {
                     let scratch = &mut scratch[..chunk];
                     let received = client.poll_receive(cx, scratch);
@@ -313,10 +304,8 @@ impl Relay {
                 Poll::Ready(Ok(Received::Data(n))) => {
                     self.up += n as u64;
                     self.note(Way::Up, engine, n);
-                    if let ([peer], Engine::Splice) = (&mut *self.peers, engine)
-                        && !peer.flush_stash(cx)
-                    {
-                        self.up_arrivals.mute(&self.client);
+                    if let ([peer], Engine::Splice) = (&mut *self.peers, engine) {
+                        peer.flush_stash(cx);
                     }
                     budget = budget.saturating_sub(n.max(1));
                     if budget == 0 {
@@ -358,9 +347,8 @@ impl Relay {
                     return Ok(Pace::Waiting);
                 }
                 let (client, peer, stash) = (&mut self.client, &mut self.peers[i], &mut self.stash);
-                let arrivals = &mut self.down_arrivals;
                 let spliced = if self.down_gear.splicing() {
-                    stash.poll_splice(&mut peer.transport, arrivals, cx)
+                    stash.poll_splice(&mut peer.transport, cx)
                 } else {
                     None
                 };
@@ -371,26 +359,23 @@ impl Relay {
                 };
                 let received = match spliced {
                     Some(received) => received,
-                    None => {
-                        arrivals.unmute(&peer.transport);
-                        with_scratch(|scratch| {
-                            let received = peer.transport.poll_receive(cx, scratch);
-                            if let Poll::Ready(Ok(Received::Data(n))) = received {
-                                stash
-                                    .send(client, cx, &scratch[..n])
-                                    .map_err(client_failed)?;
-                            }
-                            Ok(received)
-                        })?
-                    }
+                    None => with_scratch(|scratch| {
+                        let received = peer.transport.poll_receive(cx, scratch);
+                        if let Poll::Ready(Ok(Received::Data(n))) = received {
+                            stash
+                                .send(client, cx, &scratch[..n])
+                                .map_err(client_failed)?;
+                        }
+                        Ok(received)
+                    })?,
                 };
                 match received {
                     Poll::Pending => break,
                     Poll::Ready(Ok(Received::Data(n))) => {
                         self.down += n as u64;
                         self.note(Way::Down, engine, n);
-                        if engine == Engine::Splice && !self.flush_stash(cx)? {
-                            self.down_arrivals.mute(&self.peers[i].transport);
+                        if engine == Engine::Splice {
+                            self.flush_stash(cx)?;
                         }
                         budget = budget.saturating_sub(n.max(1));
                         if budget == 0 {

@@ -14,8 +14,6 @@ use l4_core::{Io, Transport};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::sockopt;
-
 /// What a pipe should hold: the most an unprivileged user may ask for (`/proc/sys/fs/pipe-max-size`). Measured, moving
 /// a gigabyte through pipes of 1 MiB takes half the processor time it takes through those of 64 KiB.
 pub(super) const SIZE: usize = 1024 * 1024;
@@ -134,48 +132,11 @@ pub(super) fn joins(from: &Transport, to: &Transport) -> bool {
     Socket::of(from).is_some() && Socket::of(to).is_some()
 }
 
-/// What the kernel tells about bytes that arrive at a socket.
-///
-/// One that is not read, because the receiver of its bytes is slow, would tell of every arrival, and each time wake the
-/// thread for nothing. So it is muted: the kernel is to tell only when as much has arrived as the sender may send
-/// (`SO_RCVLOWAT` in socket(7)). An end, an error, or a full window it still tells of.
-#[derive(Debug, Default)]
-pub(super) struct Arrivals {
-    /// How much must arrive before the kernel tells of it; 0 while nothing was changed.
-    least: u32,
-}
-
-impl Arrivals {
-    /// Nothing more is read from `from` for now. Only a TCP socket has this.
-    pub(super) fn mute(&mut self, from: &Transport) {
-        let Io::Tcp(socket) = from.io() else { return };
-        // With more than the sender may send the kernel would enlarge the buffer.
-        if let Ok(window) = sockopt::most_receivable(socket)
-            && window > self.least
-            && sockopt::set_least_receivable(socket, window).is_ok()
-        {
-            self.least = window;
-        }
-    }
-
-    /// Before a read that might find nothing: the kernel shall tell of the next byte. If one is there it does so now.
-    /// Whether it was muted.
-    pub(super) fn unmute(&mut self, from: &Transport) -> bool {
-        let muted = std::mem::take(&mut self.least) != 0;
-        if let (true, Io::Tcp(socket)) = (muted, from.io()) {
-            // The socket is gone if this does not work, and reading it says so.
-            let _ = sockopt::set_least_receivable(socket, 1);
-        }
-        muted
-    }
-}
-
 /// Moves what a socket has received into an empty pipe, at most [`SIZE`] bytes and what its limit on reads allows; 0 is
 /// the end of the stream. `None`: this has to be copied, because nothing else can be done here or no pipe is left.
 pub(super) fn poll_fill(
     cx: &mut Context<'_>,
     from: &mut Transport,
-    arrivals: &mut Arrivals,
 ) -> Option<Poll<io::Result<(Pipe, usize)>>> {
     if from.has_unread() {
         return None;
@@ -197,14 +158,7 @@ pub(super) fn poll_fill(
         let socket = Socket::of(from)?;
         // The pipe is empty, so it is the socket that has nothing when the kernel says that it would block.
         let filled = socket.try_io(Interest::READABLE, || {
-            loop {
-                match splice(socket.as_fd(), pipe.write.as_fd(), allowed) {
-                    // Once more: nobody was told of what has come since.
-                    Err(error)
-                        if error.kind() == io::ErrorKind::WouldBlock && arrivals.unmute(from) => {}
-                    done => return done,
-                }
-            }
+            splice(socket.as_fd(), pipe.write.as_fd(), allowed)
         });
         from.passed_from(*filled.as_ref().unwrap_or(&0));
         match filled {

@@ -8,7 +8,7 @@ use l4_core::Transport;
 use l4_core::conn::Received;
 
 use super::is_transient;
-use super::pipe::{self, Arrivals, Pipe};
+use super::pipe::{self, Pipe};
 
 /// The largest chunk that moves at once: any datagram fits, and a larger one measured no faster on streams.
 pub(super) const SIZE: usize = 64 * 1024;
@@ -75,10 +75,9 @@ impl Stash {
     pub(super) fn poll_splice(
         &mut self,
         from: &mut Transport,
-        arrivals: &mut Arrivals,
         cx: &mut Context<'_>,
     ) -> Option<Poll<io::Result<Received>>> {
-        Some(pipe::poll_fill(cx, from, arrivals)?.map_ok(|(pipe, held)| {
+        Some(pipe::poll_fill(cx, from)?.map_ok(|(pipe, held)| {
             if held == 0 {
                 pipe.give_back();
                 return Received::End;

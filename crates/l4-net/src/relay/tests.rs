@@ -940,69 +940,6 @@ async fn a_limit_on_reads_holds_and_is_charged_exactly_while_splicing() {
     assert!(relayed.spliced > 200_000, "{}", relayed.spliced);
 }
 
-/// How much must have arrived before the kernel tells of it.
-#[allow(unsafe_code)]
-fn least_receivable(socket: &socket2::Socket) -> libc::c_int {
-    use std::os::fd::AsRawFd as _;
-
-    let mut least: libc::c_int = 0;
-    let mut length = size_of_val(&least) as libc::socklen_t;
-    // SAFETY: the descriptor is open as long as `socket` is borrowed; the pointer is to a live value of the given size.
-    let asked = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVLOWAT,
-            (&raw mut least).cast(),
-            &raw mut length,
-        )
-    };
-    assert_eq!(asked, 0);
-    least
-}
-
-#[tokio::test]
-async fn a_sender_that_is_not_read_does_not_wake_the_relay_until_its_receiver_has_room() {
-    let _pipes = pipes().await;
-    let (mut client, ours) = connected_tcp().await;
-    let (theirs, mut server) = connected_tcp().await;
-    let observed = socket2::SockRef::from(&ours).try_clone().unwrap();
-    let [ours, theirs] = [ours, theirs].map(|socket| Transport::new(Io::Tcp(socket), None));
-    let buffer = observed.recv_buffer_size().unwrap();
-    let relaying = tokio::spawn(relay_by(&SPLICING, ours, theirs, NO_LIMITS));
-    let sending = tokio::spawn(async move {
-        client.write_all(&vec![7; 64 * 1024 * 1024]).await.unwrap();
-        client
-    });
-    // Nobody reads until the buffers on the way to the server are full.
-    while least_receivable(&observed) == 1 {
-        sleep(Duration::from_millis(5)).await;
-    }
-    let least = least_receivable(&observed);
-    assert!(least > 4096, "{least}");
-    let grown = observed.recv_buffer_size().unwrap();
-    assert!(
-        grown >= buffer && least as usize <= grown,
-        "{least} within {grown}"
-    );
-    let mut received = 0;
-    let mut chunk = vec![0; 1024 * 1024];
-    while received < 64 * 1024 * 1024 {
-        received += server.read(&mut chunk).await.unwrap();
-    }
-    let mut client = sending.await.unwrap();
-    // Everything was read, so the next byte is told of again.
-    for _ in 0..3 {
-        client.write_all(b"x").await.unwrap();
-        server.read_exact(&mut [0]).await.unwrap();
-    }
-    assert_eq!(least_receivable(&observed), 1);
-    drop(client);
-    assert_eq!(server.read(&mut chunk).await.unwrap(), 0);
-    drop(server);
-    assert_eq!(relaying.await.unwrap().up, 64 * 1024 * 1024 + 3);
-}
-
 /// Keeps what each call gave it.
 #[derive(Clone, Default)]
 struct Calls(Arc<std::sync::Mutex<Vec<Vec<u8>>>>);
