@@ -258,7 +258,7 @@ enum Batch {
     One,
 }
 
-/// Reads up to `N` buffers and gives what is in them to `each`, in order.
+/// Reads up to `N` buffers, two at least, and gives what is in them to `each`, in order.
 fn receive<const N: usize>(
     reader: &UdpSocketState,
     socket: &UdpSocket,
@@ -281,6 +281,12 @@ fn receive<const N: usize>(
         });
         if count == 0 {
             received?;
+        }
+        if let (1, [meta, ..], [buffer, ..]) = (count, &metas[..], &buffers[..])
+            && meta.stride >= meta.len
+        {
+            each(&[buffer.get(..meta.len).unwrap_or(buffer)]);
+            return Ok(Batch::One);
         }
         let mut runs = Runs::new();
         for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
@@ -369,5 +375,105 @@ mod tests {
         server.send_to(b"", ours).unwrap();
         let empty = poll_fn(|cx| session.poll_recv(cx)).await;
         assert_eq!(empty.as_deref(), Some(b"".as_slice()));
+    }
+
+    /// A session, and the server it is connected to.
+    async fn pair() -> (Datagrams, UdpSocket) {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.connect(server.local_addr().unwrap()).await.unwrap();
+        server.connect(socket.local_addr().unwrap()).await.unwrap();
+        (Datagrams::udp(socket), server)
+    }
+
+    /// Datagrams of sizes that do and do not go together, the empty one among them, all different.
+    fn burst() -> Vec<Vec<u8>> {
+        let sizes = [
+            &[100; 70][..],
+            &[30],
+            &[0],
+            &[0],
+            &[1400; 50],
+            &[1],
+            &[2, 3],
+        ]
+        .concat();
+        let fill = |(i, size): (usize, &usize)| vec![i as u8; *size];
+        sizes.iter().enumerate().map(fill).collect()
+    }
+
+    async fn received(session: &mut Datagrams, count: usize) -> Vec<Vec<u8>> {
+        let mut got = Vec::new();
+        while got.len() < count {
+            let mut keep = |all: &[&[u8]]| got.extend(all.iter().map(|d| d.to_vec()));
+            let more = poll_fn(|cx| session.poll_recv_many(cx, &mut keep));
+            let more = tokio::time::timeout(Duration::from_secs(5), more).await;
+            assert_eq!(more.unwrap(), Some(()));
+        }
+        got
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_answers_is_received_in_order_whatever_the_kernel_merges() {
+        let (mut session, server) = pair().await;
+        let burst = burst();
+        for _ in 0..2 {
+            for datagram in &burst {
+                server.send(datagram).await.unwrap();
+            }
+            assert_eq!(received(&mut session, burst.len()).await, burst);
+        }
+        assert!(session.merging, "a full batch turns merging on");
+        // In one call, so that they are merged.
+        let run: [&[u8]; 4] = [&[1; 500], &[2; 500], &[3; 500], &[4; 9]];
+        segments::send(&server, None, None, &run).unwrap();
+        assert_eq!(received(&mut session, 4).await, run);
+        // One by one they come apart as well.
+        segments::send(&server, None, None, &run).unwrap();
+        for datagram in run {
+            let one = poll_fn(|cx| session.poll_recv(cx)).await.unwrap();
+            assert_eq!(one, datagram);
+        }
+        server.send(b"").await.unwrap();
+        assert_eq!(received(&mut session, 1).await, [b""]);
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_in_runs_arrives_as_it_would_singly() {
+        for limit in [SegmentLimit::default(), SegmentLimit::none()] {
+            let (mut session, server) = pair().await;
+            let Socket::Udp(connected) = &mut session.socket else {
+                unreachable!()
+            };
+            Arc::get_mut(connected).unwrap().limit = limit;
+            let burst = burst();
+            let slices: Vec<&[u8]> = burst.iter().map(Vec::as_slice).collect();
+            let (mut rest, mut buf) = (&slices[..], vec![0; 65_536]);
+            while !rest.is_empty() {
+                let sent = poll_fn(|cx| session.poll_send_many(cx, rest))
+                    .await
+                    .unwrap();
+                for datagram in &rest[..sent] {
+                    let len = server.recv(&mut buf).await.unwrap();
+                    assert_eq!(&buf[..len], *datagram);
+                }
+                rest = &rest[sent..];
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_datagram_that_is_too_long_is_an_error_of_its_own() {
+        let (mut session, server) = pair().await;
+        let long = vec![0; 65_508];
+        let error = poll_fn(|cx| session.poll_send_many(cx, &[&long, &long]))
+            .await
+            .unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+        let sent = poll_fn(|cx| session.poll_send_many(cx, &[b"short", b"ones"])).await;
+        assert_eq!(sent.unwrap(), 2);
+        let mut buf = [0; 100];
+        assert_eq!(server.recv(&mut buf).await.unwrap(), 5);
+        assert_eq!(server.recv(&mut buf).await.unwrap(), 4);
     }
 }

@@ -232,3 +232,106 @@ pub(crate) fn send(
 ) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    fn lengths(limit: &SegmentLimit, sizes: &[usize]) -> usize {
+        let bytes = vec![0; 65_507];
+        let datagrams: Vec<&[u8]> = sizes.iter().map(|&size| &bytes[..size]).collect();
+        limit.run(&datagrams).len()
+    }
+
+    #[test]
+    fn a_run_is_of_one_size_but_for_a_shorter_last_one() {
+        let limit = SegmentLimit::default();
+        for (sizes, run) in [
+            (&[][..], 0),
+            (&[5], 1),
+            (&[5, 5, 5], 3),
+            (&[5, 5, 4, 4], 3),
+            (&[5, 6], 1),
+            (&[5, 0, 5], 1),
+            (&[0, 0], 1),
+            (&[0, 5, 5], 1),
+            (&[10; 100], RUN),
+            (&[1472; 100], 44),
+            (&[65_507, 1], 1),
+        ] {
+            assert_eq!(lengths(&limit, sizes), run, "{sizes:?}");
+        }
+        assert_eq!(lengths(&SegmentLimit::none(), &[5, 5]), 1);
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_send_together_it_is_not_asked_for_again() {
+        let limit = SegmentLimit::default();
+        let together = Cell::new(0);
+        let send = |size: usize, error: i32| {
+            let bytes = vec![0; size];
+            let refuse = |_: &[&[u8]]| {
+                together.set(together.get() + 1);
+                Err(io::Error::from_raw_os_error(error))
+            };
+            limit.send(&[&bytes, &bytes], refuse, |_| Ok(()))
+        };
+        // Longer than the path has room for: that and longer ones go alone, shorter ones together.
+        assert_eq!(send(1400, libc::EMSGSIZE).unwrap(), 1);
+        assert_eq!(send(1400, libc::EMSGSIZE).unwrap(), 1);
+        assert_eq!(together.get(), 1);
+        // No room is no reason, and nothing was sent.
+        let full = send(1300, libc::EAGAIN).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(send(1300, libc::EIO).unwrap(), 1);
+        assert_eq!(together.get(), 3);
+        // The device does not do it.
+        assert_eq!(send(100, libc::EIO).unwrap(), 1);
+        assert_eq!(together.get(), 3);
+    }
+
+    #[test]
+    fn a_full_list_of_datagrams_is_handed_out_and_nothing_is_lost() {
+        let bytes: Vec<u8> = (0..200).collect();
+        let mut got = Vec::new();
+        let mut calls = 0;
+        let mut each = |datagrams: &[&[u8]]| {
+            calls += 1;
+            got.extend(datagrams.iter().map(|d| d.to_vec()));
+        };
+        let mut runs = Runs::new();
+        for datagram in bytes.chunks(1) {
+            runs.push(datagram, &mut each);
+        }
+        runs.flush(&mut each);
+        runs.flush(&mut each);
+        assert_eq!(got.concat(), bytes);
+        assert_eq!((got.len(), calls), (200, 4));
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[test]
+    fn a_run_arrives_as_single_datagrams_from_the_address_it_was_to_come_from() {
+        for (any, server, from) in [
+            ("0.0.0.0:0", "127.0.0.1:0", "127.0.0.7"),
+            ("[::]:0", "[::1]:0", "::1"),
+        ] {
+            let (Ok(ours), Ok(server)) = (UdpSocket::bind(any), UdpSocket::bind(server)) else {
+                assert!(any.starts_with('['), "there is IPv4");
+                continue;
+            };
+            let to = server.local_addr().unwrap().into();
+            let run: [&[u8]; 3] = [&[1; 300], &[2; 300], &[3; 7]];
+            send(&ours, Some(&to), from.parse().ok(), &run).unwrap();
+            let mut buf = [0; 2000];
+            for datagram in run {
+                let (len, source) = server.recv_from(&mut buf).unwrap();
+                assert_eq!(&buf[..len], datagram);
+                assert_eq!(source.ip().to_string(), from);
+            }
+        }
+    }
+}

@@ -187,8 +187,16 @@ impl Datagrams {
         Ok(server)
     }
 
-    pub(super) fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
+    /// What has come to its socket: what it got, and what the kernel dropped because it did not take it in time.
+    pub(super) fn arrived(&self) -> Result<u64> {
+        let sockets = std::fs::read_to_string("/proc/net/udp").context("the sockets of UDP")?;
+        let local = format!(":{:04X}", self.address.port());
+        let dropped = sockets.lines().filter_map(|line| {
+            let mut words = line.split_whitespace();
+            words.nth(1).filter(|address| address.ends_with(&local))?;
+            words.last()?.parse::<u64>().ok()
+        });
+        Ok(self.received.load(Ordering::Relaxed) + dropped.sum::<u64>())
     }
 }
 
@@ -227,6 +235,15 @@ pub(super) fn datagrams_to_and_fro(
         }
     }
     Ok(returned)
+}
+
+/// Sends `count` datagrams one way, as fast as it can. How many.
+pub(super) fn datagrams_unpaced(target: SocketAddr, count: u64) -> Result<u64> {
+    let (socket, message) = (client(target)?, [b'd'; MESSAGE]);
+    for _ in 0..count {
+        socket.send(&message)?;
+    }
+    Ok(count)
 }
 
 /// Sends datagrams at `rate` a second for `time`, one way. How many.

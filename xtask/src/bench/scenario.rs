@@ -34,6 +34,7 @@ pub(super) const NAMES: &[&str] = &[
     "tls-idle",
     "udp-ping-pong",
     "udp-one-way",
+    "udp-flood",
     "reload",
 ];
 
@@ -79,6 +80,7 @@ impl Bench {
             "tls-idle" => self.tls_idle(),
             "udp-ping-pong" => self.udp_ping_pong(),
             "udp-one-way" => self.udp_one_way(),
+            "udp-flood" => self.udp_flood(),
             _ => self.reload(),
         };
         table
@@ -392,37 +394,52 @@ impl Bench {
     fn udp_one_way(&self) -> Result<Table> {
         const RATE: u32 = 20_000;
         const TIME: Duration = Duration::from_secs(1);
-        let backend = Datagrams::server(false)?;
-        let mut tally: HashMap<usize, (u64, u64)> = HashMap::new();
-        let programs = self.simple();
-        let rows = self.rounds(&programs, &Job::Udp, backend.address, |i, proxy| {
-            let before = backend.received();
-            let sent = flow::datagrams_one_way(proxy.address, RATE, TIME)?;
-            pause(Duration::from_millis(200));
-            let (all_sent, all_lost) = tally.entry(i).or_default();
-            *all_sent += sent;
-            *all_lost += sent.saturating_sub(backend.received() - before);
-            Ok(sent as f64)
-        })?;
-        let lost: Vec<String> = rows
-            .iter()
-            .enumerate()
-            .filter_map(|(i, row)| {
-                let (sent, lost) = tally.get(&i)?;
-                Some(format!(
-                    "{} {:.2} %",
-                    row.label,
-                    100.0 * *lost as f64 / *sent as f64
-                ))
-            })
-            .collect();
+        let (rows, lost) = self.one_way(|target| flow::datagrams_one_way(target, RATE, TIME))?;
         Ok(Table {
             title: format!("Datagrams of {MESSAGE} bytes one way, {RATE} a second"),
             unit: "µs of proxy CPU per datagram",
             rows: scaled(rows, 1e6, 1.0),
-            note: format!("1 s a round. Lost: {}.", lost.join(", ")),
+            note: format!("1 s a round. Lost: {lost}."),
             ..Table::default()
         })
+    }
+
+    /// As fast as one sender can: how much a proxy loses, and what the rest costs.
+    fn udp_flood(&self) -> Result<Table> {
+        const COUNT: u64 = 100_000;
+        let (rows, lost) = self.one_way(|target| flow::datagrams_unpaced(target, COUNT))?;
+        Ok(Table {
+            title: format!("Datagrams of {MESSAGE} bytes one way, as fast as one sender can"),
+            unit: "µs of proxy CPU per datagram sent",
+            rows: scaled(rows, 1e6, 1.0),
+            note: format!(
+                "{COUNT} a round. Lost on the way, beside what the backend itself was too slow for: {lost}."
+            ),
+            ..Table::default()
+        })
+    }
+
+    /// Has `send` send datagrams to a backend that only counts: the cost of each, and the share that was lost.
+    fn one_way(&self, send: impl Fn(SocketAddr) -> Result<u64>) -> Result<(Vec<Row>, String)> {
+        let backend = Datagrams::server(false)?;
+        let mut tally: HashMap<usize, (u64, u64)> = HashMap::new();
+        let programs = self.simple();
+        let rows = self.rounds(&programs, &Job::Udp, backend.address, |i, proxy| {
+            let before = backend.arrived()?;
+            let sent = send(proxy.address)?;
+            pause(Duration::from_millis(200));
+            let (all_sent, all_lost) = tally.entry(i).or_default();
+            *all_sent += sent;
+            *all_lost += sent.saturating_sub(backend.arrived()? - before);
+            Ok(sent as f64)
+        })?;
+        let lost = rows.iter().enumerate().filter_map(|(i, row)| {
+            let (sent, lost) = tally.get(&i)?;
+            let share = 100.0 * *lost as f64 / *sent as f64;
+            Some(format!("{} {share:.2} %", row.label))
+        });
+        let lost = lost.collect::<Vec<_>>().join(", ");
+        Ok((rows, lost))
     }
 
     /// Twenty reloads while connections come: how many fail.

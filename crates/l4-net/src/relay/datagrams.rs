@@ -8,6 +8,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use l4_core::conn::Passage;
 use l4_core::{EndReason, Transport};
@@ -24,7 +25,8 @@ pub(super) struct Exchange {
     passage: Option<Arc<Passage>>,
     /// It was tried, and cannot be had.
     no_passage: bool,
-    quiet: Option<(std::time::Duration, Pin<Box<Sleep>>)>,
+    /// How long nothing may move, and the timer for it.
+    quiet: Option<(Duration, Pin<Box<Sleep>>)>,
     since: Instant,
 }
 

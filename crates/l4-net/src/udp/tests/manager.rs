@@ -1,6 +1,10 @@
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+
+use l4_core::conn::{Passage, SendNow};
 
 use super::super::lane::{Lane, RESERVE, cost};
 use super::super::manager::{Limits, Table};
@@ -525,4 +529,159 @@ fn a_refused_peer_takes_nothing_of_what_sessions_share() {
     }
     assert_eq!(socket.stats.dropped(DropReason::Refused), 3);
     assert_eq!(process.sessions(), 0);
+}
+
+/// An upstream's socket that fails as scripted, then works.
+#[derive(Default)]
+struct Upstream {
+    failures: Mutex<VecDeque<Option<i32>>>,
+    sent: Mutex<Vec<Vec<u8>>>,
+}
+
+impl SendNow for Upstream {
+    fn send_now(&self, datagrams: &[&[u8]]) -> io::Result<usize> {
+        if let Some(Some(error)) = self.failures.lock().unwrap().pop_front() {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        self.sent.lock().unwrap().push(datagrams[0].to_vec());
+        Ok(1)
+    }
+}
+
+/// What a session that hands everything on receives, `Pending` if it is to wait; `bell` wakes it.
+fn recv_many(lane: &Lane<u32>, now: Instant, bell: &Arc<Bell>) -> Poll<Option<Vec<Vec<u8>>>> {
+    let waker = Waker::from(bell.clone());
+    let mut got = Vec::new();
+    let each = &mut |datagrams: &[&[u8]]| got.extend(datagrams.iter().map(|d| d.to_vec()));
+    let received = lane.poll_recv_many(&mut Context::from_waker(&waker), || now, each);
+    received.map(|some| some.map(|()| got))
+}
+
+/// A session with a passage, and what is behind that.
+fn passing(socket: &mut Socket) -> (Arc<Lane<u32>>, Arc<Passage>, Arc<Upstream>) {
+    let upstream = Arc::new(Upstream::default());
+    let passage = Arc::new(Passage::new(upstream.clone()));
+    let lane = socket.open(1, b"first");
+    lane.pass_to(passage.clone());
+    (lane, passage, upstream)
+}
+
+#[test]
+fn datagrams_pass_a_session_that_has_taken_everything_and_nothing_overtakes() {
+    let mut socket = Socket::default();
+    let bell = Arc::<Bell>::default();
+    let (lane, passage, upstream) = passing(&mut socket);
+    // One is waiting, so the next has to wait behind it.
+    socket.deliver(1, b"second");
+    assert_eq!(upstream.sent.lock().unwrap().len(), 0);
+    let queued = recv_many(&lane, socket.now, &bell);
+    assert_eq!(
+        queued,
+        Poll::Ready(Some(vec![b"first".to_vec(), b"second".to_vec()]))
+    );
+    assert!(recv_many(&lane, socket.now, &bell).is_pending());
+
+    // While it waits they pass, and it sleeps on.
+    socket.deliver(1, b"third");
+    socket.deliver(1, b"");
+    assert_eq!(*upstream.sent.lock().unwrap(), [&b"third"[..], b""]);
+    assert_eq!((bell.rung(), passage.bytes()), (0, 5));
+
+    // No room: from there on they queue, and what comes later does, too, although there is room again.
+    *upstream.failures.lock().unwrap() = [None, Some(libc::EAGAIN)].into();
+    let run: [&[u8]; 3] = [b"4", b"5", b"6"];
+    socket
+        .table
+        .deliver(socket.now, &1, &run, &mut socket.wake, |_| {});
+    socket.deliver(1, b"7");
+    assert_eq!((upstream.sent.lock().unwrap().len(), bell.rung()), (3, 1));
+    let queued = recv_many(&lane, socket.now, &bell);
+    let expected: Vec<Vec<u8>> = ["5", "6", "7"].map(Vec::from).into();
+    assert_eq!(queued, Poll::Ready(Some(expected)));
+    socket.deliver(1, b"8");
+    assert_eq!(upstream.sent.lock().unwrap().len(), 3);
+    assert_eq!(
+        recv_many(&lane, socket.now, &bell),
+        Poll::Ready(Some(vec![b"8".to_vec()]))
+    );
+    assert!(recv_many(&lane, socket.now, &bell).is_pending());
+    socket.deliver(1, b"9");
+    assert_eq!(upstream.sent.lock().unwrap().last().unwrap(), b"9");
+    // Who receives in another way wants to see them.
+    assert!(recv(&lane, socket.now, &bell).is_pending());
+    socket.deliver(1, b"10");
+    assert_eq!(socket.recv(&lane), data(2));
+}
+
+#[test]
+fn what_cannot_be_sent_is_lost_alone_and_a_broken_upstream_is_left_to_its_session() {
+    let mut socket = Socket::default();
+    let bell = Arc::<Bell>::default();
+    let (lane, passage, upstream) = passing(&mut socket);
+    assert!(recv_many(&lane, socket.now, &bell).is_ready());
+    assert!(recv_many(&lane, socket.now, &bell).is_pending());
+    *upstream.failures.lock().unwrap() = [
+        Some(libc::EMSGSIZE),
+        Some(libc::ECONNREFUSED),
+        None,
+        Some(libc::ENOTCONN),
+    ]
+    .into();
+    let run: [&[u8]; 4] = [b"long", b"refused", b"sent", b"left"];
+    socket
+        .table
+        .deliver(socket.now, &1, &run, &mut socket.wake, |_| {});
+    socket.wake.drain(..).for_each(Waker::wake);
+    assert_eq!(*upstream.sent.lock().unwrap(), [b"sent"]);
+    assert_eq!(socket.stats.dropped(DropReason::Undeliverable), 2);
+    assert_eq!((bell.rung(), passage.bytes()), (1, 15));
+    assert_eq!(socket.recv(&lane), data(4));
+}
+
+#[test]
+fn what_passes_keeps_the_session_and_silence_ends_it() {
+    let mut socket = Socket::default();
+    let bell = Arc::<Bell>::default();
+    let (lane, _, upstream) = passing(&mut socket);
+    assert!(recv_many(&lane, socket.now, &bell).is_ready());
+    assert!(recv_many(&lane, socket.now, &bell).is_pending());
+    for _ in 0..5 {
+        socket.pass(IDLE * 2 / 3);
+        socket.deliver(1, b"here I am");
+    }
+    assert_eq!((upstream.sent.lock().unwrap().len(), bell.rung()), (5, 0));
+    socket.pass(IDLE + Duration::from_millis(1));
+    assert_eq!(bell.rung(), 1);
+    assert_eq!(recv_many(&lane, socket.now, &bell), Poll::Ready(None));
+    assert_eq!(socket.stats.expired(), 1);
+}
+
+#[test]
+fn a_receive_task_that_has_too_much_to_do_leaves_the_sending_to_the_session() {
+    let mut socket = Socket::default();
+    let bell = Arc::<Bell>::default();
+    let (lane, _, upstream) = passing(&mut socket);
+    assert!(recv_many(&lane, socket.now, &bell).is_ready());
+    assert!(recv_many(&lane, socket.now, &bell).is_pending());
+    socket.table.let_pass(false);
+    socket.deliver(1, b"yours");
+    assert_eq!((upstream.sent.lock().unwrap().len(), bell.rung()), (0, 1));
+    assert_eq!(socket.recv(&lane), data(5));
+}
+
+#[test]
+fn a_session_that_has_ended_lets_nothing_pass_and_frees_the_way() {
+    let mut socket = Socket::default();
+    let bell = Arc::<Bell>::default();
+    let (lane, passage, upstream) = passing(&mut socket);
+    assert!(recv_many(&lane, socket.now, &bell).is_ready());
+    assert!(recv_many(&lane, socket.now, &bell).is_pending());
+    lane.close();
+    assert_eq!(
+        Arc::strong_count(&passage),
+        1,
+        "the upstream's socket can close"
+    );
+    assert!(socket.deliver(1, b"anew").is_some());
+    assert_eq!(upstream.sent.lock().unwrap().len(), 0);
 }

@@ -14,10 +14,12 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use l4_core::conn::{Received, Session};
-use l4_core::{Addr, Connection, Io, Record};
+use l4_core::{Addr, Connection, Io, Record, Transport};
 
-use super::super::socket::{Udp, prepare, sockopt, written_to};
+use super::super::socket::{Receiver, Udp, prepare, sockopt, written_to};
 use super::super::{DatagramListener, DropReason, Limits, NewSession, Opening, Phase, Stats};
+use crate::datagrams::Datagrams;
+use crate::relay::{Relayed, relay};
 
 const IDLE: Duration = Duration::from_secs(20);
 const SOON: Duration = Duration::from_secs(5);
@@ -778,4 +780,197 @@ async fn a_unixgram_peer_that_does_not_read_delays_nobody_else() {
     while deaf.try_recv(&mut [0; 100]).is_ok() {}
     send(&mut *to_deaf, b"back").await.unwrap();
     assert_eq!(unix_reply(&deaf).await, b"back");
+}
+
+/// A listener each session of which is relayed to `upstream`, and what came of the sessions.
+fn relaying(
+    listener: DatagramListener,
+    upstream: SocketAddr,
+) -> (Running, mpsc::Receiver<(Relayed, Arc<Record>)>) {
+    let (give, take) = mpsc::channel(100);
+    let running = Running::start(listener, move |opening| {
+        let new = opening.accept(IDLE);
+        let give = give.clone();
+        tokio::spawn(async move {
+            let record = Arc::new(Record::new(new.remote));
+            let client = Transport::new(new.io, Some(record.clone()));
+            let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            socket.connect(upstream).await.unwrap();
+            let peer = Transport::new(Io::Datagram(Box::new(Datagrams::udp(socket))), None);
+            let relayed = relay(client, [peer], crate::relay::Limits::default()).await;
+            give.send((relayed, record)).await.unwrap();
+        });
+    });
+    (running, take)
+}
+
+/// A listener that sends every datagram singly, as where the kernel cannot cut runs.
+async fn run_singly(
+    socket: UdpSocket,
+    phase: watch::Receiver<Phase>,
+    on_session: impl FnMut(Opening<'_>) + Send,
+) {
+    let state = prepare(&socket).unwrap();
+    let local = Addr::Udp(socket.local_addr().unwrap());
+    let mut wire = Udp::new(socket, state).unwrap();
+    wire.singly = true;
+    Receiver::new(wire, local, Limits::default(), Arc::default(), on_session)
+        .run(phase)
+        .await;
+}
+
+/// Sizes that go together and sizes that do not, the empty datagram among them; each begins with its number.
+fn numbered() -> Vec<Vec<u8>> {
+    let sizes = [&[100; 70][..], &[30, 4, 1472, 1472], &[700; 40], &[9000, 4]].concat();
+    let mut all: Vec<Vec<u8>> = sizes.iter().map(|&size| vec![7; size]).collect();
+    for (number, datagram) in all.iter_mut().enumerate() {
+        datagram[..4].copy_from_slice(&(number as u32).to_be_bytes());
+    }
+    all.insert(60, Vec::new());
+    all
+}
+
+/// Receives until `count` datagrams have come.
+async fn all(socket: &tokio::net::UdpSocket, count: usize) -> Vec<Vec<u8>> {
+    let mut got = Vec::new();
+    while got.len() < count {
+        got.push(reply(socket).await);
+    }
+    got
+}
+
+#[tokio::test]
+async fn bursts_are_relayed_both_ways_in_order_with_their_cuts_and_counted() {
+    let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (running, mut relayed) = relaying(udp("127.0.0.1:0"), server.local_addr().unwrap());
+    let client = client(running.addr).await;
+    let (burst, mut buf) = (numbered(), vec![0; 65_536]);
+    client.send(b"hello").await.unwrap();
+    let (_, peer) = timeout(SOON, server.recv_from(&mut buf))
+        .await
+        .unwrap()
+        .unwrap();
+    for _ in 0..3 {
+        for datagram in &burst {
+            client.send(datagram).await.unwrap();
+        }
+        assert_eq!(all(&server, burst.len()).await, burst);
+        for datagram in &burst {
+            server.send_to(datagram, peer).await.unwrap();
+        }
+        assert_eq!(all(&client, burst.len()).await, burst);
+    }
+    let bytes = 3 * burst.concat().len() as u64;
+    eventually(|| running.stats.sent() == 3 * burst.len() as u64).await;
+    running.phase.send(Phase::Stop).unwrap();
+    let (relayed, record) = timeout(SOON, relayed.recv()).await.unwrap().unwrap();
+    assert_eq!((relayed.up, relayed.down), (bytes + 5, bytes));
+    assert_eq!(
+        (record.bytes_read(), record.bytes_written()),
+        (bytes + 5, bytes)
+    );
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn answers_arrive_in_the_same_order_where_the_kernel_cannot_cut_runs() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addr = socket.local_addr().unwrap();
+    let (_phase, follow) = watch::channel(Phase::Serve);
+    let (give, mut take) = mpsc::channel(1);
+    tokio::spawn(run_singly(socket, follow, move |opening| {
+        give.try_send(opening.accept(IDLE).io)
+            .map_err(drop)
+            .unwrap();
+    }));
+    let client = client(addr).await;
+    client.send(b"hello").await.unwrap();
+    let Io::Datagram(mut session) = take.recv().await.unwrap() else {
+        unreachable!()
+    };
+    let burst = numbered();
+    for datagram in &burst {
+        let sent = poll_fn(|cx| session.poll_send_many(cx, &[datagram, datagram])).await;
+        assert_eq!(sent.unwrap(), 1);
+        assert_eq!(reply(&client).await, *datagram);
+    }
+}
+
+#[tokio::test]
+async fn runs_of_answers_leave_from_the_address_the_client_wrote_to() {
+    let (server, mut sessions) = Running::collect(udp("0.0.0.0:0"), IDLE);
+    let client = client((Ipv4Addr::new(127, 0, 0, 9), server.addr.port()).into()).await;
+    client.send(b"hello").await.unwrap();
+    let mut session = sessions.recv().await.unwrap();
+    let run: [&[u8]; 3] = [&[1; 50], &[2; 50], &[3; 5]];
+    let sent = poll_fn(|cx| session.poll_send_many(cx, &run)).await;
+    assert_eq!(sent.unwrap(), 3);
+    // The client is connected to that address and hears no other.
+    assert_eq!(all(&client, 3).await, run);
+    eventually(|| server.stats.sent() == 3).await;
+}
+
+#[tokio::test]
+async fn a_session_that_is_only_relayed_sleeps_while_its_datagrams_pass() {
+    let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (running, mut sessions) = Running::collect(udp("127.0.0.1:0"), IDLE);
+    let client = client(running.addr).await;
+    client.send(b"0").await.unwrap();
+    let session = sessions.recv().await.unwrap();
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(server.local_addr().unwrap()).await.unwrap();
+    socket.writable().await.unwrap();
+    let peer = Transport::new(Io::Datagram(Box::new(Datagrams::udp(socket))), None);
+    let from = Transport::new(Io::Datagram(session), None);
+    let mut relaying = Box::pin(relay(from, [peer], crate::relay::Limits::default()));
+    let polled = poll_fn(|cx| std::task::Poll::Ready(relaying.as_mut().poll(cx))).await;
+    assert!(polled.is_pending());
+    assert_eq!(reply(&server).await, b"0");
+    // From here on nobody polls the relay.
+    for datagram in numbered() {
+        client.send(&datagram).await.unwrap();
+        assert_eq!(reply(&server).await, datagram);
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_away_costs_datagrams_and_not_the_session() {
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    drop(server);
+    let (running, _relayed) = relaying(udp("127.0.0.1:0"), address);
+    let client = client(running.addr).await;
+    for sent in 1..=20 {
+        client.send(b"anybody there?").await.unwrap();
+        eventually(|| running.stats.received() == sent).await;
+    }
+    let server = tokio::net::UdpSocket::bind(address).await.unwrap();
+    let mut buf = [0; 100];
+    let (_, peer) = loop {
+        // The first may be lost to a report about those before.
+        client.send(b"now?").await.unwrap();
+        let waiting = timeout(Duration::from_millis(100), server.recv_from(&mut buf));
+        if let Ok(received) = waiting.await {
+            break received.unwrap();
+        }
+    };
+    server.send_to(b"yes", peer).await.unwrap();
+    assert_eq!(reply(&client).await, b"yes");
+    assert_eq!((running.stats.opened(), running.stats.active()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_socket_for_one_address_is_not_told_it_with_every_datagram_and_has_room_for_bursts() {
+    let plain = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let usual = socket2::SockRef::from(&plain).recv_buffer_size().unwrap();
+    for (addr, told) in [("127.0.0.1:0", 0), ("0.0.0.0:0", 1)] {
+        let ours = UdpSocket::bind(addr).unwrap();
+        prepare(&ours).unwrap();
+        let option = sockopt::get(&ours, libc::IPPROTO_IP, libc::IP_PKTINFO);
+        assert_eq!(option.unwrap(), told, "{addr}");
+        let tos = sockopt::get(&ours, libc::IPPROTO_IP, libc::IP_RECVTOS);
+        assert_eq!(tos.unwrap(), 0);
+        let room = socket2::SockRef::from(&ours).recv_buffer_size().unwrap();
+        assert!(room >= usual, "{room} {usual}");
+    }
 }
