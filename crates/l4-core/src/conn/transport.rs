@@ -1,7 +1,7 @@
 //! The byte transport under a connection: a socket or a stacked layer, and the unread bytes in front of it.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -611,6 +611,35 @@ impl AsyncWrite for Transport {
             record.add_written(n);
         }
         Poll::Ready(Ok(n))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let n = match &mut self.io {
+            Io::Tcp(socket) => ready!(Pin::new(socket).poll_write_vectored(cx, bufs))?,
+            Io::Unix(socket) => ready!(Pin::new(socket).poll_write_vectored(cx, bufs))?,
+            Io::Layer(layer) => ready!(Pin::new(layer).poll_write_vectored(cx, bufs))?,
+            // Each write is a datagram, and several buffers are not one.
+            Io::Datagram(_) => {
+                let first = bufs.iter().find(|buf| !buf.is_empty());
+                return self.poll_write(cx, first.map_or(&[], |buf| buf));
+            }
+        };
+        if let Some(record) = &self.record {
+            record.add_written(n);
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Tcp(_) | Io::Unix(_) => true,
+            Io::Layer(layer) => layer.is_write_vectored(),
+            Io::Datagram(_) => false,
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
