@@ -115,6 +115,27 @@ fn curl_and_ssh_share_the_port_of_the_examples() {
 }
 
 #[test]
+fn the_routes_of_the_page_about_embedding_load() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/embedding.md");
+    let page = fs::read_to_string(page).unwrap();
+    let (_, routes) = page.split_once("```text\n").unwrap();
+    let (routes, _) = routes.split_once("```").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["example.com".to_owned()]).unwrap();
+    fs::write(dir.path().join("example.pem"), made.cert.pem()).unwrap();
+    fs::write(
+        dir.path().join("example.key"),
+        made.signing_key.serialize_pem(),
+    )
+    .unwrap();
+    let routes = routes.replace("/etc/conncept", dir.path().to_str().unwrap());
+    let mut registry = l4_embed::Registry::new();
+    conncept::builtin(&mut registry);
+    let loaded = l4_embed::Routes::from_json(&registry, &routes).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(loaded.warnings().len(), 0);
+}
+
+#[test]
 fn the_code_of_the_page_about_embedding_is_that_of_the_examples() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let read = |name: &str| fs::read_to_string(root.join(name)).unwrap();
