@@ -159,21 +159,7 @@ impl App {
                     not_yet(cx, name, raw.node());
                 }
             }
-            if let Some(raw) = &root.storage {
-                cx.configure_storage(raw.node());
-                // What is wrong with it was reported; the rest is checked all the same.
-                let _ = cx.storage();
-            }
-            let apps = root.apps.unwrap_or_default();
-            cx.configure_apps(apps.iter());
-            for (name, node) in apps.iter() {
-                if name == LAYER4 {
-                    layer4 = Some(node);
-                } else {
-                    // What is wrong with it was reported; layer4 is checked all the same.
-                    let _ = cx.make_app(name, node);
-                }
-            }
+            layer4 = make_apps(root.storage, root.apps.unwrap_or_default(), cx);
         }
         Self::provision_layer4(layer4, cx)
     }
@@ -214,6 +200,29 @@ impl App {
             starts: cx.take_starts(),
         })
     }
+}
+
+/// Makes the storage and the applications that a document configures, and says where `layer4` is, which is not made.
+pub(crate) fn make_apps(
+    storage: Option<Raw>,
+    apps: ModuleMap,
+    cx: &mut Provision<'_>,
+) -> Option<Node> {
+    // What is wrong with any of them was reported; the rest is checked all the same.
+    if let Some(raw) = storage {
+        cx.configure_storage(raw.node());
+        let _ = cx.storage();
+    }
+    cx.configure_apps(apps.iter());
+    let mut layer4 = None;
+    for (name, node) in apps.iter() {
+        if name == LAYER4 {
+            layer4 = Some(node);
+        } else {
+            let _ = cx.make_app(name, node);
+        }
+    }
+    layer4
 }
 
 fn provision_server(

@@ -10,6 +10,7 @@
 pub mod app;
 pub mod config;
 pub mod conn;
+mod embedded;
 pub mod error;
 pub mod generation;
 pub mod handler;
@@ -40,6 +41,17 @@ pub use route::Program;
 pub use schemars;
 pub use server::Server;
 pub use storage::{Lease, Storage, Storages};
+
+/// The parts of the engine that a program around it is made of: what loads a configuration, takes connections, and
+/// counts them. For the crates of Conncept itself: modules need none of it, and it may change with every version.
+pub mod engine {
+    pub use crate::app::{App, DEFAULT_GRACE_PERIOD, Listen, Loaded};
+    pub use crate::conn::{Raw, Record};
+    pub use crate::embedded::Embedded;
+    pub use crate::generation::Generation;
+    pub use crate::route::{DEFAULT_MATCHING_TIMEOUT, Program, RouteConfig, Routed, Sets};
+    pub use crate::server::{DEFAULT_IDLE_TIMEOUT, Leftover, Server};
+}
 
 /// What a module crate imports: all that a matcher, a handler, or a namespace of one's own needs.
 ///

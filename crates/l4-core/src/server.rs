@@ -63,37 +63,89 @@ impl Server {
         self: Arc<Self>,
         mut conn: Connection,
     ) -> impl Future<Output = ()> + Send + 'static {
-        conn.set_generation(self.generation.clone());
-        let ending = Ending {
-            record: conn.record().clone(),
-            _active: self.generation.enter(),
-            server: self,
-        };
-        debug!(
-            target: "layer4",
-            conn = ending.record.id(), server = ending.server.name(), remote = %ending.record.remote(),
-            network = ending.record.remote().network(), "started handling connection"
-        );
+        let ending = self.begin(&mut conn);
         async move {
-            let (program, generation) = (&ending.server.program, &ending.server.generation);
-            match generation
+            match self
+                .generation
                 .cancelled()
-                .run_until_cancelled(program.run(conn))
+                .run_until_cancelled(self.program.run(conn))
                 .await
             {
                 Some(result) => ending.finish(result),
-                None => ending.record.end(generation.end_reason()),
+                None => ending.record.end(self.generation.end_reason()),
             }
         }
+    }
+
+    /// As [`serve`](Self::serve), but gives back a connection that no route took, if its client is still there.
+    pub fn offer(
+        self: Arc<Self>,
+        mut conn: Connection,
+    ) -> impl Future<Output = Option<Leftover>> + Send + 'static {
+        let mut ending = self.begin(&mut conn);
+        async move {
+            match self
+                .generation
+                .cancelled()
+                .run_until_cancelled(self.program.offer(conn))
+                .await
+            {
+                Some(Ok(Flow::Next(conn))) => {
+                    ending.active = None;
+                    return Some(Leftover {
+                        conn,
+                        _ending: ending,
+                    });
+                }
+                Some(result) => ending.finish(result),
+                None => ending.record.end(self.generation.end_reason()),
+            }
+            None
+        }
+    }
+
+    fn begin(&self, conn: &mut Connection) -> Ending {
+        conn.set_generation(self.generation.clone());
+        let record = conn.record().clone();
+        debug!(
+            target: "layer4",
+            conn = record.id(), server = self.name(), remote = %record.remote(),
+            network = record.remote().network(), "started handling connection"
+        );
+        Ending {
+            server: self.name.clone(),
+            record,
+            active: Some(self.generation.enter()),
+        }
+    }
+}
+
+/// A connection that no route took. Its summary record is written when this is dropped, so that it covers whatever was
+/// done with it; the generation waits for it no longer.
+pub struct Leftover {
+    /// Dropped, and so closed, before the record is written.
+    conn: Connection,
+    _ending: Ending,
+}
+
+impl Leftover {
+    /// The connection.
+    pub fn connection(&self) -> &Connection {
+        &self.conn
+    }
+
+    /// The connection.
+    pub fn connection_mut(&mut self) -> &mut Connection {
+        &mut self.conn
     }
 }
 
 /// Writes the summary when the connection is over, however that came about.
 struct Ending {
-    server: Arc<Server>,
+    server: Arc<str>,
     record: Arc<Record>,
     /// Dropped after the record is written: whoever waits for the drain sees all records.
-    _active: Active,
+    active: Option<Active>,
 }
 
 impl Ending {
@@ -105,7 +157,7 @@ impl Ending {
             Ok(Flow::Next(_)) => {}
             Err(failure) => {
                 record.end(failure.reason());
-                let (conn, server, remote) = (record.id(), self.server.name(), record.remote());
+                let (conn, server, remote) = (record.id(), &*self.server, record.remote());
                 let (side, phase) = (failure.side(), failure.phase());
                 // What a client does to its own connection is not the operator's problem.
                 if side == Side::Client {
@@ -130,7 +182,7 @@ impl Drop for Ending {
         info!(
             target: "conncept::access",
             conn = record.id(),
-            server = self.server.name(),
+            server = &*self.server,
             remote = %record.remote(),
             network = record.remote().network(),
             route = record.route().as_deref().unwrap_or("-"),

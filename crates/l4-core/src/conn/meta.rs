@@ -112,9 +112,13 @@ impl Meta {
     }
 
     pub(super) fn set_extension<T: Any + Send + Sync>(&mut self, value: T) {
+        self.drop_extension::<T>();
+        self.extensions.push((TypeId::of::<T>(), Arc::new(value)));
+    }
+
+    pub(super) fn drop_extension<T: Any>(&mut self) {
         let key = TypeId::of::<T>();
         self.extensions.retain(|(id, _)| *id != key);
-        self.extensions.push((key, Arc::new(value)));
     }
 }
 

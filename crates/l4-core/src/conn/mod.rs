@@ -12,7 +12,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -299,6 +299,11 @@ impl Connection {
         self.0.meta.set_extension(value);
     }
 
+    /// Forgets what a module left on the connection. A [fork](Self::fork) that was made before keeps it.
+    pub fn drop_extension<T: Any>(&mut self) {
+        self.0.meta.drop_extension::<T>();
+    }
+
     /// A fact that a matcher has parsed from the unread bytes.
     pub fn known_fact<T: Fact>(&self) -> Option<&T> {
         self.0.facts.known()
@@ -412,6 +417,18 @@ impl AsyncWrite for Connection {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0.transport).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0.transport).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.transport.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -37,6 +37,8 @@ reasons! {
     MatchBufferFull = "match_buffer_full",
     /// The client ended its stream before a route took the connection.
     MatchEof = "match_eof",
+    /// No route took the connection, and the program that the routes are embedded in got it.
+    HandedOver = "handed_over",
     /// A `close` handler, or another one that refuses, ended it.
     Closed = "closed",
     /// The client broke the protocol or its side failed.

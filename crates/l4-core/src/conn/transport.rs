@@ -790,7 +790,8 @@ impl Io {
             Self::Layer(layer) => Pin::new(layer).poll_write_vectored(cx, bufs),
             // Several buffers would be several datagrams, one at a time.
             Self::Datagram(session) => {
-                let datagram = bufs.first().map(|buf| &**buf).unwrap_or_default();
+                let first = bufs.iter().find(|buf| !buf.is_empty());
+                let datagram = first.map(|buf| &**buf).unwrap_or_default();
                 ready!(session.poll_send(cx, datagram))?;
                 Poll::Ready(Ok(datagram.len()))
             }

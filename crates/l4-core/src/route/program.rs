@@ -215,13 +215,29 @@ impl Program {
     ///
     /// # Errors
     /// Those of the handlers.
-    pub async fn run(&self, mut conn: Connection) -> Result<Flow> {
+    pub fn run(&self, conn: Connection) -> impl Future<Output = Result<Flow>> + Send {
+        self.walk(conn, false)
+    }
+
+    /// As [`run`](Self::run), for somebody who has a use for what no route takes: `Flow::Next` gives back a connection
+    /// that the list could not be decided for, too, unless its client is gone.
+    ///
+    /// # Errors
+    /// Those of the handlers.
+    pub(crate) fn offer(&self, conn: Connection) -> impl Future<Output = Result<Flow>> + Send {
+        self.walk(conn, true)
+    }
+
+    async fn walk(&self, mut conn: Connection, give_back: bool) -> Result<Flow> {
         let mut base = 0;
         let mut patience = self.matching_timeout;
         loop {
             let taken = match self.decide(&mut conn, base, &mut patience).await {
                 Decision::Take(i) => i,
                 Decision::Exhausted => return Ok(Flow::Next(conn)),
+                Decision::GaveUp(reason) if give_back && is_there(&conn, reason) => {
+                    return Ok(Flow::Next(conn));
+                }
                 Decision::GaveUp(reason) => {
                     conn.end(reason);
                     return Ok(Flow::Done);
@@ -399,6 +415,16 @@ async fn wait_for(
                 Received::Data(_) => {}
             },
         }
+    }
+}
+
+/// Whether the client may still want something, though no route could be found for it. One that has ended its stream
+/// without a byte does not; one that sent something before waits for the answer.
+fn is_there(conn: &Connection, reason: EndReason) -> bool {
+    match reason {
+        EndReason::MatchTimeout | EndReason::MatchBufferFull => true,
+        EndReason::MatchEof => !conn.unread().is_empty(),
+        _ => false,
     }
 }
 
