@@ -241,7 +241,7 @@ async fn a_subroute_is_compiled_at_load_and_never_again() {
 
     impl MatcherModule for Counted {
         const NAME: &'static str = "counted";
-        type Config = ModuleMap;
+        type Config = l4_core::schema::Anything;
 
         fn provision(_: Self::Config, _: &mut Provision<'_>) -> Result<Self, Rejected> {
             COMPILED.fetch_add(1, Ordering::Relaxed);
