@@ -104,13 +104,13 @@ fn null_stands_for_what_may_be_absent_and_for_objects_that_need_nothing() {
     let car = &definitions()["test.toys.car"]["properties"];
     assert_eq!(car["name"]["type"], "string");
     assert_eq!(car["wheels"]["type"], json!(["array", "null"]));
-    let null = json!({"type": "null"});
-    assert_eq!(car["wheels"]["items"]["anyOf"][1], null);
+    let absent = json!({"type": "null"});
+    assert_eq!(car["wheels"]["items"]["anyOf"][1], absent);
     assert_eq!(
         car["inside"]["anyOf"],
-        json!([{"$ref": "#/$defs/test.toys"}, null])
+        json!([{"$ref": "#/$defs/test.toys"}, absent])
     );
-    assert_eq!(car["when"]["items"]["anyOf"][1], null);
+    assert_eq!(car["when"]["items"]["anyOf"][1], absent);
     assert_eq!(
         car["then"]["items"],
         json!({"$ref": "#/$defs/layer4.handlers"})
