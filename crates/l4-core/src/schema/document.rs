@@ -297,3 +297,6 @@ fn whole(mut root: Value, mut definitions: Map<String, Value>) -> Value {
     );
     root
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,7 +44,8 @@ impl Screen {
                 Block::Item(text) => self.wrapped(&text, "* "),
             };
             let list = matches!(text.as_bytes(), [b'*', ..]);
-            if !shown.is_empty() && !(list && last_line_is_of_a_list(&shown)) {
+            let goes_on = list && last_line_is_of_a_list(&shown);
+            if !shown.is_empty() && !goes_on {
                 shown.push('\n');
             }
             shown.push_str(&text);
