@@ -334,7 +334,7 @@ impl Bench {
     /// Resident memory for each of many open connections over TLS, each used once.
     fn tls_idle(&self) -> Result<Table> {
         // A process on the other end of each.
-        const OPEN: usize = 300;
+        const OPEN: usize = 200;
         let job = Job::Tls(Identity::make(&std::env::temp_dir())?);
         let mut rows = Vec::new();
         for program in self.simple().into_iter().filter(|p| p.does(&job)) {

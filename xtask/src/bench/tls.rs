@@ -92,7 +92,7 @@ pub(super) fn handshakes(target: SocketAddr, kind: Handshake, seconds: u32) -> R
 }
 
 /// Connections with a ticket of TLS 1.3 in one round.
-pub(super) const WITH_TICKET: usize = 100;
+pub(super) const WITH_TICKET: usize = 40;
 
 /// Makes a connection to get a ticket, and [`WITH_TICKET`] with it, each by a process of its own. How many there were.
 fn resumed_by_ticket(target: SocketAddr) -> Result<f64> {
