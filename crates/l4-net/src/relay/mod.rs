@@ -90,13 +90,12 @@ pub fn relay(
             limits,
         ));
     }
-    AnyRelay::Datagrams(Box::new(Exchange::new(client, first, limits)))
+    AnyRelay::Datagrams(Exchange::new(client, first, limits))
 }
 
 enum AnyRelay {
     Bytes(Relay),
-    /// Boxed because it is larger, and the other is what there are many of.
-    Datagrams(Box<Exchange>),
+    Datagrams(Exchange),
 }
 
 impl Future for AnyRelay {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::lane::{Gone, Idle, Lane, Pool, Shared, cost};
+use super::lane::{Idle, Lane, Pool, Shared, cost};
 use super::stats::{DropReason, Stats};
 use crate::limits::{ConnectionLimit, SessionPermit};
 
@@ -99,12 +99,10 @@ impl<K: Clone + Eq + Hash> Table<K> {
         self.shared.stats.add_received(datagrams.len() as u64);
         let mut rest = datagrams;
         if let Some(lane) = self.lanes.get(peer) {
-            match lane.take(now, datagrams, &self.limits, self.pass) {
-                Ok(waker) => {
-                    wake.extend(waker);
-                    return;
-                }
-                Err(Gone) => {}
+            let taken = lane.take(now, datagrams, &self.limits, self.pass);
+            if let Ok(waker) = taken {
+                wake.extend(waker);
+                return;
             }
         }
         while let [datagram, behind @ ..] = rest {
@@ -127,13 +125,10 @@ impl<K: Clone + Eq + Hash> Table<K> {
                 return;
             };
             rest = behind;
-            match lane.take(now, rest, &self.limits, false) {
-                Ok(waker) => {
-                    wake.extend(waker);
-                    return;
-                }
-                // It ended at once: the next datagram opens another one.
-                Err(Gone) => {}
+            // If it has ended at once, the next datagram opens another one.
+            if let Ok(waker) = lane.take(now, rest, &self.limits, false) {
+                wake.extend(waker);
+                return;
             }
         }
     }
