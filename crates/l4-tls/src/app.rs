@@ -20,7 +20,7 @@ use crate::storage;
 /// Holds the certificates that `tls` handlers serve: those of files, which are read once, when the configuration is
 /// loaded, and those that are made and renewed here.
 pub struct TlsApp {
-    /// In the order of preference: `load_files`, `load_folders`, `load_pem`, `load_storage`, `automate`.
+    /// In the order of preference: `load_files`, `load_folders`, `load_pem`, `load_storage`, those of other crates, `automate`.
     certificates: Arc<Certificates>,
     /// Whether any of these is set.
     configured: bool,
@@ -40,7 +40,7 @@ pub struct TlsApp {
 pub struct TlsAppConfig {
     /// Where certificates come from. Default: there are none.
     #[serde(default)]
-    certificates: Option<LoadersConfig>,
+    certificates: Option<RawNode>,
     /// How the certificates of `automate` are made and when they are renewed.
     #[serde(default)]
     automation: Option<AutomationConfig>,
@@ -64,7 +64,16 @@ pub struct TlsAppConfig {
     resolvers: Option<RawNode>,
 }
 
-/// The loaders of certificates. What two of them have for one name is preferred in this order.
+/// The namespace `tls.certificates`: further places that certificates come from, each a member of `certificates` under its
+/// name.
+pub enum CertificateLoaders {}
+
+impl Kind for CertificateLoaders {
+    const NAMESPACE: &'static str = "tls.certificates";
+    type Object = Vec<Certificate>;
+}
+
+/// The loaders of certificates, beside those of other crates ([`CertificateLoaders`]). What two of them have for one name is preferred in this order.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LoadersConfig {
@@ -131,7 +140,10 @@ impl AppModule for TlsApp {
     type Config = TlsAppConfig;
 
     fn provision(config: TlsAppConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
-        let loaders = config.certificates.unwrap_or_default();
+        let (loaders, others) = match config.certificates {
+            Some(raw) => cx.decode_and_build::<LoadersConfig, CertificateLoaders>(raw.node())?,
+            None => (LoadersConfig::default(), Vec::new()),
+        };
         let absent = [
             ("session_tickets", config.session_tickets),
             ("cache", config.cache),
@@ -154,7 +166,8 @@ impl AppModule for TlsApp {
             && folders.is_empty()
             && texts.is_empty()
             && pairs.is_empty()
-            && automate.is_empty());
+            && automate.is_empty()
+            && others.is_empty());
         let files = cx.all(files, |cx, file| file.load(read_file, &provider, cx));
         let folders = cx.all(folders, |cx, folder| load_folder(&folder, &provider, cx));
         let texts = cx.all(texts, |cx, text| text.load(&provider, cx));
@@ -166,6 +179,13 @@ impl AppModule for TlsApp {
         loaded.extend(folders?.into_iter().flatten());
         loaded.extend(texts?);
         loaded.extend(stored?);
+        for (node, certificates) in others {
+            loaded.extend(
+                certificates
+                    .into_iter()
+                    .map(|certificate| (node, certificate)),
+            );
+        }
         let automation = automation?;
         let managed = automation.manage(names?, cx)?;
 

@@ -34,7 +34,7 @@ mod storage;
 mod terminate;
 mod trust_pool;
 
-pub use app::{TlsApp, TlsAppConfig};
+pub use app::{CertificateLoaders, TlsApp, TlsAppConfig};
 pub use automate::{
     CertificateRequest, InternalIssuerConfig, IssueError, Issued, Issuer, Issuers, Subject,
 };
