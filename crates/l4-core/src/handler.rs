@@ -24,6 +24,26 @@ pub enum Flow {
 ///
 /// # Cancellation
 /// Dropping the future is how a connection is ended at shutdown. Hold nothing that needs an async clean-up.
+///
+/// ```
+/// use l4_core::prelude::*;
+///
+/// /// Says hello before and goodbye after what follows in the chain.
+/// struct Polite;
+///
+/// impl AsyncHandler for Polite {
+///     async fn handle(&self, mut conn: Connection, rest: Rest<'_>) -> Result<Flow> {
+///         conn.send(b"hello\n").await?;
+///         match rest.run(conn).await? {
+///             Flow::Next(mut conn) => {
+///                 conn.send(b"goodbye\n").await?;
+///                 Ok(Flow::Next(conn))
+///             }
+///             Flow::Done => Ok(Flow::Done),
+///         }
+///     }
+/// }
+/// ```
 pub trait AsyncHandler: Send + Sync + 'static {
     /// Handles `conn`. `rest` is what follows in the chain; only a handler that must act *around* the others needs it.
     fn handle(&self, conn: Connection, rest: Rest<'_>)

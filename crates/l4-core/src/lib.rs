@@ -5,14 +5,17 @@
 //! the [`Registry`] that modules enter themselves in, and the configuration tree with its error messages.
 //! What is not: sockets. Listening, dialling and relaying live in `l4-net`; each protocol lives in a crate of its own.
 //!
-//! Start reading at [`conn`], then [`matcher`], [`handler`] and [`route`]; a module author needs the [`prelude`].
+//! Start reading at [`conn`], then [`matcher`], [`handler`] and [`route`]; a module author needs the [`prelude`]. What a
+//! program around the engine is made of, and no module needs, is in [`engine`].
 
-pub mod app;
+#![warn(missing_docs)]
+
+mod app;
 pub mod config;
 pub mod conn;
 mod embedded;
 pub mod error;
-pub mod generation;
+mod generation;
 pub mod handler;
 pub mod matcher;
 pub mod parsed;
@@ -23,7 +26,7 @@ pub mod regexp;
 pub mod registry;
 pub mod route;
 pub mod schema;
-pub mod server;
+mod server;
 pub mod storage;
 pub mod upstream;
 
@@ -49,11 +52,10 @@ pub mod engine {
     pub use crate::conn::{Raw, Record};
     pub use crate::embedded::Embedded;
     pub use crate::generation::Generation;
-    pub use crate::route::{DEFAULT_MATCHING_TIMEOUT, Program, RouteConfig, Routed, Sets};
     pub use crate::server::{DEFAULT_IDLE_TIMEOUT, Leftover, Server};
 }
 
-/// What a module crate imports: all that a matcher, a handler, or a namespace of one's own needs.
+/// What a module crate imports: all that a module of any namespace of this crate needs, or a namespace of one's own.
 ///
 /// ```
 /// use l4_core::prelude::*;
@@ -97,9 +99,11 @@ pub mod engine {
 /// # assert_eq!(reg.modules().next().unwrap().id, "layer4.matchers.start");
 /// ```
 pub mod prelude {
-    pub use crate::config::{At, GoDuration, ModuleMap, Raw as RawNode};
-    pub use crate::conn::{Capture, Received};
-    pub use crate::upstream::{Peer, PeerTransport, PeerTransports, Preamble, Preambles};
+    pub use crate::config::{At, GoDuration, IpRanges, ModuleMap, Node, Raw as RawNode};
+    pub use crate::conn::{Capture, DatagramFilter, Filtered, ReadLimit, Received, TlsInfo};
+    pub use crate::registry::{Apps, Handlers, Matchers};
+    pub use crate::storage::{Lease, Storage, Storages};
+    pub use crate::upstream::{Peer, PeerTransport, PeerTransports, Preamble, Preambles, Unfit};
     pub use crate::{
         Addr, AppModule, AsyncHandler, BoxFuture, Connection, Cost, Dimension, EndReason, Error,
         Fact, Flow, Generation, HandlerModule, Io, Keys, Kind, Layer, Matcher, MatcherModule,

@@ -66,6 +66,29 @@ pub enum Cost {
 ///
 /// On a datagram session a matcher sees the first datagram, which is whole: `More` then counts as `No`, unless
 /// [`spans_datagrams`](Self::spans_datagrams) says otherwise.
+///
+/// ```
+/// use l4_core::prelude::*;
+///
+/// /// A line of at most eighty bytes.
+/// struct Line;
+///
+/// impl Matcher for Line {
+///     fn matches(&self, view: &mut View<'_>) -> Verdict {
+///         let bytes = view.bytes();
+///         match bytes.iter().take(80).any(|byte| *byte == b'\n') {
+///             true => Verdict::Match,
+///             false if bytes.len() >= 80 => Verdict::No,
+///             false => Verdict::More(1),
+///         }
+///     }
+/// }
+///
+/// // Over every prefix of the bytes, too.
+/// l4_testkit::check(&Line, b"hello\nworld", Verdict::Match);
+/// l4_testkit::check(&Line, b"hello", Verdict::More(0));
+/// l4_testkit::check(&Line, &[b'x'; 100], Verdict::No);
+/// ```
 pub trait Matcher: Send + Sync + 'static {
     /// The answer for the bytes received so far.
     fn matches(&self, view: &mut View<'_>) -> Verdict;

@@ -37,6 +37,39 @@ impl<T> Parsed<T> {
 ///
 /// The engine keeps the result until the bytes it was parsed from are consumed or a layer is put on top, so any number
 /// of matchers and placeholders share one parse.
+///
+/// ```
+/// use l4_core::prelude::*;
+///
+/// /// The name in the first line.
+/// struct Name(String);
+///
+/// impl Fact for Name {
+///     fn parse(bytes: &[u8]) -> Parsed<Self> {
+///         match bytes.iter().take(80).position(|byte| *byte == b'\n') {
+///             Some(end) => Parsed::Done(Self(String::from_utf8_lossy(&bytes[..end]).into())),
+///             None if bytes.len() >= 80 => Parsed::Not,
+///             None => Parsed::More(1),
+///         }
+///     }
+/// }
+///
+/// /// Any number of these costs one parse.
+/// struct Called(&'static str);
+///
+/// impl Matcher for Called {
+///     fn matches(&self, view: &mut View<'_>) -> Verdict {
+///         match view.fact::<Name>() {
+///             Parsed::Done(name) => Verdict::from_bool(name.0 == self.0),
+///             Parsed::Not => Verdict::No,
+///             Parsed::More(n) => Verdict::More(n),
+///         }
+///     }
+/// }
+///
+/// l4_testkit::check(&Called("alice"), b"alice\n", Verdict::Match);
+/// l4_testkit::check(&Called("alice"), b"bob\n", Verdict::No);
+/// ```
 pub trait Fact: Sized + Send + Sync + 'static {
     /// Parses the unread bytes, from the first. Pure, total, prefix-monotone.
     fn parse(bytes: &[u8]) -> Parsed<Self>;

@@ -157,6 +157,20 @@ pub enum TemplateError {
 const MAX_UNCLOSED: usize = 100;
 
 /// A text with placeholders, compiled.
+///
+/// A module gets one from [`Provision::template`](crate::Provision::template), which knows the placeholders of the build
+/// and warns of others, and fills it in with [`Connection::expand`](crate::Connection::expand) or
+/// [`View::expand`](crate::View::expand):
+///
+/// ```
+/// use l4_core::{Registry, Template};
+///
+/// let reg = Registry::new();
+/// let greeting = Template::compile("hello {l4.vars.user}", reg.placeholder_table()).unwrap();
+/// let mut conn = l4_testkit::received(b"");
+/// conn.set_var("user", "alice");
+/// assert_eq!(conn.expand(&greeting), "hello alice");
+/// ```
 #[derive(Clone)]
 pub struct Template {
     segments: Box<[Segment]>,

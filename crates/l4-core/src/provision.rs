@@ -11,7 +11,8 @@ use serde::de::DeserializeOwned;
 use crate::Generation;
 use crate::config::suggest::closest;
 use crate::config::{
-    At, ConfigError, Document, GoDuration, IpRanges, ModuleMap, Node, Value, decode, decode_sound,
+    At, ConfigError, Document, GoDuration, IpRanges, ModuleMap, Node, Value, decode, decode_beside,
+    decode_sound,
 };
 use crate::placeholder::{self, Template};
 use crate::registry::{AppModule, Apps, Kind, Registry, module_id};
@@ -342,6 +343,34 @@ impl<'a> Provision<'a> {
             let error = self.document.key_error(node, message);
             Err(self.report(error.help(self.registry.explain_missing(K::NAMESPACE, name))))
         })
+    }
+
+    /// Whether this build has the module `name` of a namespace.
+    pub fn has<K: Kind>(&self, name: &str) -> bool {
+        self.registry.has(K::NAMESPACE, name)
+    }
+
+    /// Decodes the object at `node`, whose members are fields of `T` or else, by name, modules of a namespace, and builds
+    /// those, in the order written.
+    ///
+    /// # Errors
+    /// Every error in the value was reported, and whatever a module refused.
+    #[allow(clippy::type_complexity)]
+    pub fn decode_and_build<T: DeserializeOwned, K: Kind>(
+        &mut self,
+        node: Node,
+    ) -> Result<(T, Vec<(Node, Box<K::Object>)>), Rejected> {
+        let document = self.document;
+        let modules: Vec<(&str, Node)> = document
+            .members(node)
+            .filter(|(name, _)| self.has::<K>(name))
+            .collect();
+        let beside = modules.iter().map(|(_, node)| *node).collect();
+        let fields = decode_beside(document, node, beside, &mut self.errors).ok_or(Rejected(()));
+        let built = self.all(modules, |cx, (name, node)| {
+            Ok((node, cx.module::<K>(name, node)?))
+        });
+        Ok((fields?, built?))
     }
 
     /// Says which applications the document configures, before any is made.

@@ -13,6 +13,40 @@ use crate::provision::{Provision, Rejected};
 use crate::{AsyncHandler, Handler, Matcher};
 
 /// A namespace of modules that produce one kind of object. Crates may add namespaces of their own.
+///
+/// ```
+/// use l4_core::prelude::*;
+///
+/// /// `greeter.tones`: how a greeting sounds.
+/// enum Tones {}
+///
+/// impl Kind for Tones {
+///     const NAMESPACE: &'static str = "greeter.tones";
+///     type Object = dyn Tone;
+/// }
+///
+/// trait Tone: Send + Sync {
+///     fn greet(&self, name: &str) -> String;
+/// }
+///
+/// struct Plain(String);
+///
+/// impl Tone for Plain {
+///     fn greet(&self, name: &str) -> String {
+///         format!("{} {name}", self.0)
+///     }
+/// }
+///
+/// /// Builds what is configured as `"tone": {"plain": "hello"}`, whichever crate has it.
+/// fn tones(map: &ModuleMap, cx: &mut Provision<'_>) -> Result<Vec<Box<dyn Tone>>, Rejected> {
+///     let named = cx.module_map::<Tones>(map)?;
+///     Ok(named.into_iter().map(|(_, tone)| tone).collect())
+/// }
+///
+/// let mut reg = Registry::new();
+/// reg.add::<Tones, String>("plain", |word, _| Ok(Box::new(Plain(word))));
+/// assert_eq!(reg.modules().next().unwrap().id, "greeter.tones.plain");
+/// ```
 pub trait Kind: 'static {
     /// As in module ids: `layer4.matchers`.
     const NAMESPACE: &'static str;
@@ -347,6 +381,11 @@ impl Registry {
             .find(|((ns, n), _)| *ns == K::NAMESPACE && *n == name)?;
         let builder = entry.builder.downcast_ref::<Builder<K>>()?;
         Some((builder.0)(node, cx))
+    }
+
+    pub(crate) fn has(&self, namespace: &str, name: &str) -> bool {
+        let mut names = self.entries.keys();
+        names.any(|(ns, n)| *ns == namespace && *n == name)
     }
 
     /// What to tell somebody who asked for a module that is not there.

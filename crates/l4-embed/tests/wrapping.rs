@@ -385,7 +385,7 @@ impl Busy {
     fn register(alive: &mpsc::Sender<()>) -> Registry {
         let mut reg = registry();
         let alive = alive.clone();
-        reg.add_inline::<l4_core::registry::Handlers, serde_json::Map<String, serde_json::Value>>(
+        reg.add_inline::<Handlers, serde_json::Map<String, serde_json::Value>>(
             "busy",
             "handler",
             move |_, cx| {

@@ -476,6 +476,7 @@ fn preamble(
     match cx.expand_load(name)?.as_str() {
         "" => Ok(None),
         version @ ("v1" | "v2") => cx.module::<Preambles>(version, name.node()).map(Some),
+        other if cx.has::<Preambles>(other) => cx.module::<Preambles>(other, name.node()).map(Some),
         other => Err(cx.reject_help(
             name.node(),
             format!("proxy_protocol: {other:?} should be empty, or one of \"v1\" \"v2\""),

@@ -22,7 +22,7 @@ use crate::storage;
 /// Holds the certificates that `tls` handlers serve: those of files, which are read once, when the configuration is
 /// loaded, and those that are made and renewed here.
 pub struct TlsApp {
-    /// In the order of preference: `load_files`, `load_folders`, `load_pem`, `load_storage`, `automate`.
+    /// In the order of preference: `load_files`, `load_folders`, `load_pem`, `load_storage`, those of other crates, `automate`.
     certificates: Arc<Certificates>,
     /// Whether any of these is set.
     configured: bool,
@@ -44,7 +44,8 @@ pub struct TlsApp {
 pub struct TlsAppConfig {
     /// Where certificates come from. Default: there are none.
     #[serde(default)]
-    certificates: Option<LoadersConfig>,
+    #[schemars(with = "LoadersConfig")]
+    certificates: Option<RawNode>,
     /// How the certificates of `automate` are made and when they are renewed. Default: a certificate from `internal`
     /// for every name that no public authority certifies.
     #[serde(default)]
@@ -85,6 +86,15 @@ pub struct TlsAppConfig {
     #[serde(default)]
     #[schemars(with = "()")]
     resolvers: Option<RawNode>,
+}
+
+/// The namespace `tls.certificates`: further places that certificates come from, each a member of `certificates` under its
+/// name.
+pub enum CertificateLoaders {}
+
+impl Kind for CertificateLoaders {
+    const NAMESPACE: &'static str = "tls.certificates";
+    type Object = Vec<Certificate>;
 }
 
 /// The loaders of certificates. What two of them have for one name is preferred in this order.
@@ -157,7 +167,10 @@ impl AppModule for TlsApp {
     type Config = TlsAppConfig;
 
     fn provision(config: TlsAppConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
-        let loaders = config.certificates.unwrap_or_default();
+        let (loaders, others) = match config.certificates {
+            Some(raw) => cx.decode_and_build::<LoadersConfig, CertificateLoaders>(raw.node())?,
+            None => (LoadersConfig::default(), Vec::new()),
+        };
         let absent = [
             ("cache", config.cache),
             ("disable_storage_check", config.disable_storage_check),
@@ -181,7 +194,8 @@ impl AppModule for TlsApp {
             && folders.is_empty()
             && texts.is_empty()
             && pairs.is_empty()
-            && automate.is_empty());
+            && automate.is_empty()
+            && others.is_empty());
         let files = cx.all(files, |cx, file| file.load(read_file, &provider, cx));
         let folders = cx.all(folders, |cx, folder| load_folder(&folder, &provider, cx));
         let texts = cx.all(texts, |cx, text| text.load(&provider, cx));
@@ -194,6 +208,13 @@ impl AppModule for TlsApp {
         loaded.extend(folders?.into_iter().flatten());
         loaded.extend(texts?);
         loaded.extend(stored?);
+        for (node, certificates) in others {
+            loaded.extend(
+                certificates
+                    .into_iter()
+                    .map(|certificate| (node, certificate)),
+            );
+        }
         let automation = automation?;
         let managed = automation.manage(names?, cx)?;
 

@@ -78,6 +78,14 @@ impl Certificate {
         Self::new(certified_key(chain, key, provider)?, tags)
     }
 
+    /// [`from_pem`](Self::from_pem) with the cryptography that everything else here uses: for loaders of other crates.
+    ///
+    /// # Errors
+    /// See [`CertificateError`].
+    pub fn load(chain: &[u8], key: &[u8], tags: Vec<Box<str>>) -> Result<Self, CertificateError> {
+        Self::from_pem(chain, key, tags, &crate::policy::provider())
+    }
+
     /// From the certificates of the chain, leaf first, and its key.
     pub(crate) fn from_der(
         chain: Vec<CertificateDer<'static>>,

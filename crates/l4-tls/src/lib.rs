@@ -57,7 +57,7 @@ mod terminate;
 mod trust_pool;
 
 #[cfg(feature = "terminate")]
-pub use app::{TlsApp, TlsAppConfig};
+pub use app::{CertificateLoaders, TlsApp, TlsAppConfig};
 #[cfg(feature = "terminate")]
 pub use automate::{
     CertificateRequest, InternalIssuerConfig, IssueError, Issued, Issuer, Issuers, Subject,

@@ -51,7 +51,27 @@ pub fn decode_sound<T: DeserializeOwned>(
     inline_key: Option<&str>,
     errors: &mut Vec<ConfigError>,
 ) -> Option<T> {
-    let mut skipped = Vec::new();
+    decode_rounds(document, node, inline_key, Vec::new(), errors)
+}
+
+/// As [`decode`], but as if the nodes in `beside` were not there.
+pub(crate) fn decode_beside<T: DeserializeOwned>(
+    document: &Document,
+    node: Node,
+    beside: Vec<Node>,
+    errors: &mut Vec<ConfigError>,
+) -> Option<T> {
+    let before = errors.len();
+    decode_rounds(document, node, None, beside, errors).filter(|_| errors.len() == before)
+}
+
+fn decode_rounds<T: DeserializeOwned>(
+    document: &Document,
+    node: Node,
+    inline_key: Option<&str>,
+    mut skipped: Vec<Node>,
+    errors: &mut Vec<ConfigError>,
+) -> Option<T> {
     for _ in 0..MAX_ROUNDS {
         let scope = Scope {
             document,

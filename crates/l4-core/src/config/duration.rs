@@ -11,6 +11,17 @@ use serde::de::{Deserialize, Deserializer, Visitor};
 /// In a configuration an integer of nanoseconds, or a string of numbers with units such as
 /// `"1m30s"` or `"1.5d"`. Units are `ns`, `us` (or `µs`), `ms`, `s`, `m`, `h` and `d`; a day is
 /// 24 hours. `"0"` needs no unit.
+///
+/// ```
+/// use std::time::Duration;
+/// use l4_core::config::GoDuration;
+///
+/// let time: GoDuration = "1m30s".parse().unwrap();
+/// assert_eq!(time.positive(), Some(Duration::from_secs(90)));
+/// // What is "no limit" or "the default" in a configuration.
+/// let none: GoDuration = "0".parse().unwrap();
+/// assert_eq!(none.positive(), None);
+/// ```
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GoDuration {
     nanos: i64,

@@ -34,6 +34,7 @@ pub mod suggest;
 mod syntax;
 
 pub use self::address::{Address, AddressDefaults, AddressError, Family, Network, PortRange};
+pub(crate) use self::de::decode_beside;
 pub use self::de::{decode, decode_sound};
 pub use self::document::{Document, Node, Value};
 pub use self::duration::{DurationError, GoDuration};

@@ -43,6 +43,45 @@ pub const FILL_SIZE: usize = 16 * 1024;
 ///
 /// Reading gives the unread bytes first. Dropping it closes the socket; a TCP socket that still holds input the client
 /// sent is then reset by the kernel.
+///
+/// Unread bytes are looked at, waited for and taken like this:
+///
+/// ```
+/// use l4_core::prelude::*;
+///
+/// /// Takes the first line off a connection.
+/// async fn line(conn: &mut Connection) -> Result<String> {
+///     loop {
+///         if let Some(end) = conn.unread().iter().take(80).position(|byte| *byte == b'\n') {
+///             let line = String::from_utf8_lossy(&conn.unread()[..end]).into();
+///             conn.consume(end + 1);
+///             return Ok(line);
+///         }
+///         if conn.unread().len() >= 80 || conn.fill().await? == Received::End {
+///             return Err(Error::client(Phase::Handshake, "there is no line"));
+///         }
+///     }
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let mut conn = l4_testkit::received(b"alice\nand more");
+/// assert_eq!(line(&mut conn).await.unwrap(), "alice");
+/// assert_eq!(conn.unread(), b"and more");
+/// # });
+/// ```
+///
+/// What a module finds out it leaves on the connection, as a variable for texts with placeholders (`{l4.vars.user}`) or as
+/// a value of a type of its own for other modules:
+///
+/// ```
+/// struct User(&'static str);
+///
+/// let mut conn = l4_testkit::received(b"");
+/// conn.set_var("user", "alice");
+/// conn.set_extension(User("alice"));
+/// assert_eq!(conn.var("user"), Some("alice"));
+/// assert_eq!(conn.extension::<User>().unwrap().0, "alice");
+/// ```
 pub struct Connection(Box<Inner>);
 
 pub(crate) struct Inner {
