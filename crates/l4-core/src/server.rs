@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::future::FutureExt as _;
 use tracing::{debug, error, info};
 
 use crate::generation::Active;
@@ -76,9 +77,10 @@ impl Server {
         );
         async move {
             let (program, generation) = (&ending.server.program, &ending.server.generation);
-            match generation
-                .cancelled()
-                .run_until_cancelled(program.run(conn))
+            // Not `run_until_cancelled`, an `async` function: its future would hold the other one twice.
+            let running = program.run(conn);
+            match running
+                .with_cancellation_token(generation.cancelled())
                 .await
             {
                 Some(result) => ending.finish(result),
