@@ -20,6 +20,7 @@ mod owner;
 pub mod pool;
 pub mod relay;
 mod seqpacket;
+mod shards;
 pub mod sockopt;
 pub mod udp;
 
@@ -27,3 +28,4 @@ pub use dial::{DialError, DialOptions, Dialled, Target, connect};
 pub use limits::{ConnectionLimit, Extra};
 pub use listener::ListenError;
 pub use pool::{BindError, ListenerPool, Listening, Staged};
+pub use shards::Shards;
