@@ -283,6 +283,43 @@ fn one_worker_is_enough() {
 }
 
 #[test]
+fn shards_keep_their_connections_over_a_reload_and_end_them_with_the_process() {
+    let ip = loopback();
+    let servers = |text: &str| {
+        config(json!({
+            "a": responder(&format!("{ip}:80"), text),
+            "b": echo(&format!("{ip}:7")),
+            "u": echo(&format!("udp/{ip}:7")),
+        }))
+    };
+    let mut conncept = Conncept::serving_with(&servers("before"), &["--shards", "3"]);
+    let mut clients: Vec<_> = (0..7).map(|_| connect((ip, 7))).collect();
+    for client in &mut clients {
+        echoes(client, b"before");
+    }
+    assert_eq!(
+        conncept.reload(&servers("after").to_string()),
+        e2e::Reload::Done
+    );
+    for client in &mut clients {
+        echoes(client, b"after");
+    }
+    for _ in 0..7 {
+        assert_eq!(ask((ip, 80), b""), "after");
+    }
+    let last = clients.pop().unwrap();
+    let from: Vec<_> = (clients.iter().map(|client| client.local_addr().unwrap())).collect();
+    drop(clients);
+    for from in from {
+        assert_eq!(conncept.record_of(from)["reason"], "completed");
+    }
+    conncept.signal(Signal::TERM);
+    eventually("new connections are refused", || refused((ip, 7)));
+    drop(last);
+    assert_eq!(conncept.wait().code(), Some(0));
+}
+
+#[test]
 fn a_configuration_from_standard_input_is_read_once() {
     let ip = loopback();
     let text = config(json!({"a": responder(&format!("{ip}:80"), "from stdin")})).to_string();

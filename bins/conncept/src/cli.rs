@@ -82,6 +82,9 @@ pub(crate) struct RunArgs {
     /// Number of worker threads; by default one for each processor that may be used
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<NonZeroUsize>,
+    /// Threads that keep their connections, instead of workers that share all of them
+    #[arg(long, value_name = "N", conflicts_with = "workers")]
+    pub(crate) shards: Option<NonZeroUsize>,
     #[command(flatten)]
     extra: Extra,
 }
@@ -277,6 +280,8 @@ mod tests {
     fn nonsense_is_refused() {
         for args in [
             &["run", "--workers", "0"][..],
+            &["run", "--shards", "0"],
+            &["run", "--shards", "2", "--workers", "2"],
             &["run", "--nope"],
             &["nope"],
             &["run", "-c"],

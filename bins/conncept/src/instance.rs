@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use l4_core::config::{ConfigError, Document, Errors};
 use l4_core::{Addr, App, EndReason, Generation, Loaded, Registry};
+use l4_net::Shards;
 use l4_net::limits::ConnectionLimit;
 use l4_net::listener::ListenError;
 use l4_net::pool::{BindError, ListenerPool, Listening};
@@ -89,10 +90,10 @@ impl From<Refused> for Errors {
 }
 
 impl Instance {
-    pub(crate) fn new(registry: Arc<Registry>) -> Self {
+    pub(crate) fn new(registry: Arc<Registry>, shards: Shards) -> Self {
         Self {
             registry,
-            pool: ListenerPool::new(ConnectionLimit::from_system()),
+            pool: ListenerPool::spread_over(shards, ConnectionLimit::from_system()),
             current: None,
             replaced: Vec::new(),
             drains: JoinSet::new(),

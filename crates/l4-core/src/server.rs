@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::future::FutureExt as _;
 use tracing::{debug, error, info};
 
 use crate::generation::Active;
@@ -65,10 +66,10 @@ impl Server {
     ) -> impl Future<Output = ()> + Send + 'static {
         let ending = self.begin(&mut conn);
         async move {
-            match self
-                .generation
-                .cancelled()
-                .run_until_cancelled(self.program.run(conn))
+            // Not `run_until_cancelled`, an `async` function: its future would hold the other one twice.
+            let running = self.program.run(conn);
+            match running
+                .with_cancellation_token(self.generation.cancelled())
                 .await
             {
                 Some(result) => ending.finish(result),
@@ -84,10 +85,9 @@ impl Server {
     ) -> impl Future<Output = Option<Leftover>> + Send + 'static {
         let mut ending = self.begin(&mut conn);
         async move {
-            match self
-                .generation
-                .cancelled()
-                .run_until_cancelled(self.program.offer(conn))
+            let running = self.program.offer(conn);
+            match running
+                .with_cancellation_token(self.generation.cancelled())
                 .await
             {
                 Some(Ok(Flow::Next(conn))) => {

@@ -21,6 +21,7 @@ use tracing::{debug, error, info};
 use crate::limits::{ConnectionLimit, Permit};
 use crate::listener::{Bound, Carries, unix_addr};
 use crate::seqpacket::SeqPacket;
+use crate::shards::Shards;
 use crate::sockopt::register;
 
 /// After accepting this many connections other tasks get their turn.
@@ -47,6 +48,8 @@ pub(crate) struct StreamListener {
     /// What takes the connections: exchanged when the configuration changes.
     slot: Arc<ArcSwapOption<Server>>,
     limit: ConnectionLimit,
+    /// Where the connections run.
+    shards: Shards,
 }
 
 impl StreamListener {
@@ -70,7 +73,14 @@ impl StreamListener {
             local,
             slot,
             limit,
+            shards: Shards::default(),
         })
+    }
+
+    /// Spreads the connections over `shards`.
+    pub(crate) fn spread_over(mut self, shards: Shards) -> Self {
+        self.shards = shards;
+        self
     }
 
     /// Accepts until `stop` is cancelled. Then whoever is waiting in the kernel's queue is served still, because
@@ -145,6 +155,7 @@ impl StreamListener {
         let Some(server) = self.slot.load_full() else {
             return;
         };
+        let _shard = self.shards.enter_next();
         let (io, remote) = match self.wrap(socket, peer) {
             Ok(parts) => parts,
             Err(error) => {

@@ -12,10 +12,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::num::NonZeroU16;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use l4_core::config::{Address, Family, Network};
@@ -950,7 +950,17 @@ async fn connect_tcp_to(address: SocketAddr, source: Option<SocketAddr>) -> io::
         _ => {}
     }
     let stream = TcpStream::from_std(socket.into())?;
-    let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
+    let ready = poll_fn(|cx| {
+        ready!(stream.poll_write_ready(cx))?;
+        // Waiting for this would enter a list of waiters, and leave it. What is there already is answered at once.
+        let ready = pin!(stream.ready(Interest::WRITABLE | Interest::ERROR)).poll(cx);
+        if ready.is_pending() {
+            // Not again ready by now: nobody has asked to be woken.
+            cx.waker().wake_by_ref();
+        }
+        ready
+    })
+    .await?;
     // The kernel says with the event whether there is an error to ask for: on success the question is spared.
     if ready.is_error() || ready.is_write_closed() {
         return Err(stream

@@ -21,6 +21,7 @@ pub mod pool;
 pub mod relay;
 mod segments;
 mod seqpacket;
+mod shards;
 pub mod sockopt;
 pub mod udp;
 
@@ -28,3 +29,4 @@ pub use dial::{DialError, DialOptions, Dialled, Target, connect};
 pub use limits::{ConnectionLimit, Extra};
 pub use listener::ListenError;
 pub use pool::{BindError, ListenerPool, Listening, Staged};
+pub use shards::Shards;

@@ -29,6 +29,7 @@ use crate::accept::StreamListener;
 use crate::dial::{Resolve, SystemResolver};
 use crate::limits::ConnectionLimit;
 use crate::listener::{Bound, Carries, Endpoint, ListenError, Sharing, SocketFile, mode};
+use crate::shards::Shards;
 use crate::udp::{DatagramListener, Limits, Opening, Phase};
 
 /// The listening sockets of the process. There is one; clones are the same.
@@ -73,8 +74,14 @@ pub struct BindError {
 impl ListenerPool {
     /// An empty pool whose connections count towards `limit`.
     pub fn new(limit: ConnectionLimit) -> Self {
+        Self::spread_over(Shards::default(), limit)
+    }
+
+    /// As [`new`](Self::new), with the connections that are accepted from streams spread over `shards`.
+    pub fn spread_over(shards: Shards, limit: ConnectionLimit) -> Self {
         let shared = Shared {
             limit,
+            shards,
             turn: Arc::default(),
             state: Mutex::default(),
         };
@@ -217,7 +224,7 @@ impl Staged {
                 }
                 How::Opened(opened) => {
                     debug!(address = %opened.actual, server = server.name(), "listening");
-                    let (listener, task) = opened.start(Arc::downgrade(&shared), server.clone());
+                    let (listener, task) = opened.start(&shared, server.clone());
                     tasks.push(task);
                     listener
                 }
@@ -384,6 +391,7 @@ const OWNERS: usize = 4;
 
 struct Shared {
     limit: ConnectionLimit,
+    shards: Shards,
     turn: Arc<tokio::sync::Mutex<()>>,
     /// Never locked across an await.
     state: Mutex<State>,
@@ -707,7 +715,7 @@ impl Opened {
     /// The listener, and the task that it needs.
     fn start(
         self,
-        shared: Weak<Shared>,
+        shared: &Arc<Shared>,
         server: Arc<Server>,
     ) -> (Arc<Listener>, BoxFuture<'static, ()>) {
         let Self {
@@ -733,11 +741,12 @@ impl Opened {
         };
         match socket {
             Unstarted::Stream(stream) => {
+                let stream = stream.spread_over(shared.shards.clone());
                 let stop = CancellationToken::new();
                 let listener = listener(Task::Stream(stop.clone()));
                 let ended = Ended {
                     listener: listener.clone(),
-                    shared,
+                    shared: Arc::downgrade(shared),
                 };
                 let task = async move {
                     // Closes the socket before it is said to be closed.
@@ -754,7 +763,7 @@ impl Opened {
                 let listener = listener(Task::Datagrams(phases));
                 let ended = Ended {
                     listener: listener.clone(),
-                    shared,
+                    shared: Arc::downgrade(shared),
                 };
                 (
                     listener,

@@ -2,16 +2,19 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::task::Poll;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use l4_core::prelude::*;
 use l4_core::upstream::{PeerTransport, Preamble, Preambles};
-use l4_core::{EndReason, Error, Io, Phase, Side, Transport};
+use l4_core::{EndReason, Error, Io, Phase, Record, Side, Transport};
 use l4_net::dial::{DialError, DialOptions, Target, connect};
 use l4_net::relay::{Limits, Relayed, relay};
 use l4_net::sockopt;
 use l4_net::{ConnectionLimit, Extra};
+use smallvec::SmallVec;
 use thiserror::Error as ThisError;
 use tokio::io::Interest;
 use tokio_util::sync::CancellationToken;
@@ -72,10 +75,38 @@ struct Connected {
 /// The peers of an upstream that were connected to, and their places among each one's connections.
 #[derive(Default)]
 struct Peers {
-    transports: Vec<Transport>,
-    reserved: Vec<Reserved>,
+    transports: SmallVec<[Transport; 1]>,
+    reserved: SmallVec<[Reserved; 1]>,
     /// A connection counts as two descriptors, which is one peer.
     extra: Option<Extra>,
+}
+
+/// What is held while a connection is being relayed.
+struct Held {
+    record: Arc<Record>,
+    _reserved: SmallVec<[Reserved; 1]>,
+    _extra: Option<Extra>,
+}
+
+/// A relay to its end, or until a peer is found to be down; then there is no result.
+enum Relaying<E, D> {
+    ToTheEnd(E),
+    UntilDown(Pin<Box<D>>),
+}
+
+impl<E, D> Future for Relaying<E, D>
+where
+    E: Future<Output = Relayed> + Unpin,
+    D: Future<Output = Option<Relayed>>,
+{
+    type Output = Option<Relayed>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Relayed>> {
+        match self.get_mut() {
+            Self::ToTheEnd(relaying) => Pin::new(relaying).poll(cx).map(Some),
+            Self::UntilDown(relaying) => relaying.as_mut().poll(cx),
+        }
+    }
 }
 
 impl HandlerModule for Proxy {
@@ -134,26 +165,23 @@ impl HandlerModule for Proxy {
 }
 
 impl AsyncHandler for Proxy {
-    async fn handle(&self, conn: Connection, _: Rest<'_>) -> Result<Flow> {
+    // Not an `async` function: its future, which lives as long as the connection, would hold what it does not need.
+    fn handle(&self, conn: Connection, _: Rest<'_>) -> impl Future<Output = Result<Flow>> + Send {
+        self.connect_and_relay(conn)
+    }
+
+    fn terminal(&self) -> bool {
+        true
+    }
+}
+
+impl Proxy {
+    async fn connect_and_relay(&self, conn: Connection) -> Result<Flow> {
         // Boxed, so that nothing of it is left while the connection is being relayed for hours.
-        let Connected { upstream, peers } = Box::pin(self.connect_for(&conn)).await?;
-        let Peers {
-            transports,
-            mut reserved,
-            extra,
-        } = peers;
-        let record = conn.record().clone();
-        record.set_upstream(self.upstreams[upstream].label().clone());
-        let down = |reserved: &mut Reserved| reserved.down.take();
-        let down: Vec<_> = reserved.iter_mut().filter_map(down).collect();
-        let client = self.upstreams[upstream].first_answer.watch(conn);
-        let relayed = if down.is_empty() {
-            drop(down);
-            Some(relay(client, transports, self.limits).await)
-        } else {
-            Box::pin(relay_until(down, client, transports, self.limits)).await
-        };
-        drop((reserved, extra));
+        let connected = Box::pin(self.connect_for(&conn)).await?;
+        let (held, relaying) = self.relaying(conn, connected);
+        let relayed = relaying.await;
+        let record = held.release();
         let Some(relayed) = relayed else {
             record.end(EndReason::UpstreamDown);
             return Ok(Flow::Done);
@@ -168,12 +196,39 @@ impl AsyncHandler for Proxy {
         Ok(Flow::Done)
     }
 
-    fn terminal(&self) -> bool {
-        true
+    /// What relays between a client and the peers that were connected to, and what is held meanwhile.
+    fn relaying(
+        &self,
+        conn: Connection,
+        Connected { upstream, peers }: Connected,
+    ) -> (Held, impl Future<Output = Option<Relayed>> + Send + use<>) {
+        let Peers {
+            transports,
+            mut reserved,
+            extra,
+        } = peers;
+        let upstream = &self.upstreams[upstream];
+        let record = conn.record().clone();
+        record.set_upstream(upstream.label().clone());
+        let down: Vec<_> = reserved
+            .iter_mut()
+            .filter_map(|reserved| reserved.down.take())
+            .collect();
+        let client = upstream.first_answer.watch(conn);
+        let relaying = if down.is_empty() {
+            Relaying::ToTheEnd(relay(client, transports, self.limits))
+        } else {
+            let relaying = relay_until(down, client, transports, self.limits);
+            Relaying::UntilDown(Box::pin(relaying))
+        };
+        let held = Held {
+            record,
+            _reserved: reserved,
+            _extra: extra,
+        };
+        (held, relaying)
     }
-}
 
-impl Proxy {
     /// Connects, unless the client breaks off before: then nobody is there to wait for.
     async fn connect_for(&self, conn: &Connection) -> Result<Connected> {
         // Neither is polled again after the other has won.
@@ -238,7 +293,7 @@ impl Proxy {
         conn: &Connection,
         started: Instant,
     ) -> Result<Option<Peers>, AttemptError> {
-        let mut places = Vec::with_capacity(upstream.peers.len());
+        let mut places = SmallVec::<[_; 1]>::with_capacity(upstream.peers.len());
         for peer in &upstream.peers {
             let Some(place) = peer.reserve(conn, upstream.limit)? else {
                 return Ok(None);
@@ -426,6 +481,13 @@ impl AttemptError {
     }
 }
 
+impl Held {
+    /// Gives the places back.
+    fn release(self) -> Arc<Record> {
+        self.record
+    }
+}
+
 impl Peers {
     fn add(&mut self, (transport, reserved): (Transport, Reserved)) {
         self.transports.push(transport);
@@ -489,7 +551,7 @@ fn preamble(
 async fn relay_until(
     down: Vec<CancellationToken>,
     client: Transport,
-    peers: Vec<Transport>,
+    peers: SmallVec<[Transport; 1]>,
     limits: Limits,
 ) -> Option<Relayed> {
     let mut down: Vec<_> = down

@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use l4_core::Registry;
 use l4_core::config::{ConfigError, Errors};
+use l4_net::Shards;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -49,8 +51,18 @@ pub(crate) fn run(args: &RunArgs, build: &Build) -> ExitCode {
         Err(error) => return cmd::fail(&format!("starting the log: {error}")),
     };
     logging::log_panics();
-    let runtime = match runtime::build(runtime::workers(args.workers)) {
-        Ok(runtime) => runtime,
+    let workers = match args.shards {
+        Some(_) => NonZeroUsize::MIN,
+        None => runtime::workers(args.workers),
+    };
+    let started = runtime::build(workers).and_then(|runtime| {
+        let threads = args
+            .shards
+            .map(|count| runtime::Threads::beside(runtime.handle(), count));
+        Ok((runtime, threads.transpose()?.unwrap_or_default()))
+    });
+    let (runtime, threads) = match started {
+        Ok(started) => started,
         Err(error) => return cmd::fail(&format!("starting the runtime: {error}")),
     };
     let process = Process {
@@ -58,9 +70,11 @@ pub(crate) fn run(args: &RunArgs, build: &Build) -> ExitCode {
         watch: args.watch,
         pidfile: args.pidfile.clone(),
         registry: build.registry.clone(),
+        shards: Shards::new(threads.runtimes().iter().cloned()),
         log: log.clone(),
     };
     let result = runtime.block_on(process.live());
+    drop(threads);
     release_locks();
     if let Err(errors) = result {
         // Log lines first, so that the reason is the last thing on the screen.
@@ -87,6 +101,7 @@ struct Process {
     watch: bool,
     pidfile: Option<PathBuf>,
     registry: Arc<Registry>,
+    shards: Shards,
     log: Log,
 }
 
@@ -104,7 +119,7 @@ impl Process {
         let stop = CancellationToken::new();
         let (reload, reloads) = mpsc::channel(1);
         let listening = tokio::spawn(obey(signals, stop.clone(), reload, self.log.clone()));
-        let mut instance = Instance::new(self.registry.clone());
+        let mut instance = Instance::new(self.registry.clone(), self.shards.clone());
         // Serving never ends by itself unless the first load fails. Dropping it between two steps of a load undoes
         // the load.
         let served = stop

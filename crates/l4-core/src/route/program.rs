@@ -1,7 +1,10 @@
 //! A route list, compiled.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -402,18 +405,25 @@ async fn wait_for(
         if room == 0 {
             return Ok(Some(Undecided::BufferFull));
         }
-        let started = Instant::now();
-        let filled = timeout(*patience, conn.fill_at_most(room)).await;
-        *patience = patience.saturating_sub(started.elapsed());
-        match filled {
-            Err(_) => return Ok(Some(Undecided::Timeout)),
-            Ok(filled) => match filled? {
-                Received::End => return Ok(Some(Undecided::EndOfStream)),
-                Received::Data(_) if conn.is_datagram() || conn.unread().len() >= target => {
-                    return Ok(None);
+        let filled = match fill_now(conn, room).await {
+            Some(filled) => filled,
+            None => {
+                let started = Instant::now();
+                // Boxed: a timer is as large as the rest of the task, which lives on while the connection is relayed.
+                let filled = Box::pin(timeout(*patience, conn.fill_at_most(room))).await;
+                *patience = patience.saturating_sub(started.elapsed());
+                match filled {
+                    Ok(filled) => filled,
+                    Err(_) => return Ok(Some(Undecided::Timeout)),
                 }
-                Received::Data(_) => {}
-            },
+            }
+        };
+        match filled? {
+            Received::End => return Ok(Some(Undecided::EndOfStream)),
+            Received::Data(_) if conn.is_datagram() || conn.unread().len() >= target => {
+                return Ok(None);
+            }
+            Received::Data(_) => {}
         }
     }
 }
@@ -426,6 +436,19 @@ fn is_there(conn: &Connection, reason: EndReason) -> bool {
         EndReason::MatchEof => !conn.unread().is_empty(),
         _ => false,
     }
+}
+
+/// Fills with what is there already, if anything is: that needs no timer.
+fn fill_now(
+    conn: &mut Connection,
+    room: usize,
+) -> impl Future<Output = Option<io::Result<Received>>> {
+    poll_fn(move |cx| {
+        Poll::Ready(match pin!(conn.fill_at_most(room)).poll(cx) {
+            Poll::Ready(filled) => Some(filled),
+            Poll::Pending => None,
+        })
+    })
 }
 
 /// The client's side failed while matching. Quiet: resets are what port scans and health checks look like.
