@@ -112,7 +112,7 @@ async fn a_served_connection_is_a_small_task() {
     let (conn, _client) = connection(1);
     let serving = server.serve(conn);
     assert!(
-        size_of_val(&serving) <= 1024,
+        size_of_val(&serving) <= 512,
         "{} bytes",
         size_of_val(&serving)
     );
