@@ -25,20 +25,20 @@ use serde::Deserialize;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TicketsConfig {
-    /// Where keys come from: `{"provider": "standard"}`, made here and kept in memory, which is also the default.
+    /// Where keys come from. Default: `{"provider": "standard"}`.
     #[serde(default)]
     key_source: Option<KeySourceConfig>,
-    /// How long tickets are made with one key. Default `"12h"`.
+    /// How long tickets are made with one key. Default: `"12h"`.
     #[serde(default)]
     rotation_interval: Option<At<GoDuration>>,
-    /// How many keys tickets are accepted of, the newest included, 1 to 64. Default 4.
+    /// How many keys tickets are accepted of, the newest included, 1 to 64. Default: 4.
     #[serde(default)]
     max_keys: Option<At<u64>>,
-    /// Gives no tickets. Sessions are then resumed only if `session_cache_size` is set. Default: false.
+    /// Gives no tickets. Sessions are then resumed only if `session_cache_size` is set. Default: `false`.
     #[serde(default)]
     disabled: Option<bool>,
     /// Leaves the keys to the TLS library, which makes one every 6 hours and accepts the one before, whatever
-    /// `rotation_interval` and `max_keys` say. Default: false.
+    /// `rotation_interval` and `max_keys` say. Default: `false`.
     #[serde(default)]
     disable_rotation: Option<bool>,
 }
@@ -47,7 +47,7 @@ pub(crate) struct TicketsConfig {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct KeySourceConfig {
-    /// `"standard"`.
+    /// `"standard"`: keys are made here and kept in memory. Nothing else is known.
     provider: At<String>,
 }
 

@@ -1046,10 +1046,7 @@ fn what_is_wrong_with_authorities_is_said_with_a_remedy() {
             json!({"ü": {}}),
             "the CA ID \"ü\" gives no name for a folder",
         ),
-        (
-            json!({"a b": {}, "A_b": {}}),
-            "the CA ID \"a b\" has the same folder as \"A_b\"",
-        ),
+        (json!({"a b": {}, "A_b": {}}), "has the same folder as"),
     ] {
         let said = errors(&json!({"apps": {"pki": {"certificate_authorities": ids}}}));
         assert!(said.contains(expected), "{said}");
