@@ -73,7 +73,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     generate_only: Option<PathBuf>,
     /// Let the binary listen on ports below 1024 without being run by root. Asks sudo, unless run by root.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "generate_only")]
     setcap: bool,
     /// List the module families, and the names for several of them, and end.
     #[arg(long)]
@@ -430,4 +430,33 @@ fn generate(
 
 fn read(file: &Path) -> Result<String> {
     std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn what_is_not_built_is_given_no_capability() {
+        let kind = |line: &[&str]| Line::try_parse_from(line).err().map(|error| error.kind());
+        assert_eq!(
+            kind(&["build", "--setcap", "--generate-only", "there"]),
+            Some(ErrorKind::ArgumentConflict)
+        );
+        assert_eq!(kind(&["build", "--setcap"]), None);
+        let line = Line::try_parse_from(["build", "--generate-only", "there"]).ok();
+        assert_eq!(
+            line.and_then(|line| line.args.generate_only),
+            Some(PathBuf::from("there"))
+        );
+    }
 }
