@@ -27,7 +27,12 @@ pub(crate) fn check() -> Result<()> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    shell::run(cargo().args(["build", "--quiet", "--locked", "--package", "conncept"]))?;
+    // For this machine, which runs it, and so to where it is looked for.
+    let mut build = cargo();
+    build
+        .args(["build", "--quiet", "--locked", "--package", "conncept"])
+        .env_remove("CARGO_BUILD_TARGET");
+    shell::run(&mut build)?;
     let program = shell::target_directory()?.join("debug/conncept");
     let mut files = vec![(root().join(SCHEMA), output(&program, &["schema"], "")?)];
     for page in pages(&root().join("docs"))? {
