@@ -39,8 +39,8 @@ impl<'a> Fields<'a> {
     pub(super) fn fill(&self, page: &str) -> Result<String, String> {
         let anchors = self.anchors(page);
         let mut filled = String::new();
-        let mut lines = page.lines();
-        while let Some(line) = lines.next() {
+        let mut lines = page.lines().zip(1..);
+        while let Some((line, _)) = lines.next() {
             filled.push_str(line);
             filled.push('\n');
             let Some(place) = marked(line) else {
@@ -49,9 +49,16 @@ impl<'a> Fields<'a> {
             let (_, object) = self.find(place).ok_or_else(|| {
                 format!("{place}: this build has nothing of that name; write the id of a module, then /FIELD")
             })?;
-            if !lines.any(|line| line == END) {
+            // Not the end of a later table: what is between would be lost.
+            let next = lines.find(|(line, _)| *line == END || line.starts_with(BEGIN));
+            let before = match next {
+                Some((END, _)) => String::new(),
+                Some((_, number)) => format!(", before line {number}"),
+                None => ", before the page ends".to_owned(),
+            };
+            if !before.is_empty() {
                 return Err(format!(
-                    "{place}: the table has no end; write {END} behind it"
+                    "{place}: the table has no end{before}; write {END} behind it"
                 ));
             }
             let _ = writeln!(filled, "\n{}\n\n{END}", self.table(object, &anchors));
@@ -346,5 +353,17 @@ mod tests {
         );
         assert!(refused("<!-- fields: layer4.handlers.proxy/nope -->\n").contains("/nope: "));
         assert!(refused("<!-- fields: layer4.handlers.proxy -->\n").contains("no end"));
+    }
+
+    #[test]
+    fn a_table_without_an_end_does_not_take_that_of_the_next_one() {
+        let schema = schema();
+        let page = "<!-- fields: layer4.handlers.proxy -->\n\ntext\n\n\
+                    <!-- fields: layer4.handlers.proxy/upstreams -->\n<!-- end of fields -->\n";
+        let refused = Fields::new(&schema).fill(page).unwrap_err();
+        assert!(
+            refused.starts_with("layer4.handlers.proxy: the table has no end, before line 5;"),
+            "{refused}"
+        );
     }
 }
