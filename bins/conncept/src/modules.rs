@@ -33,6 +33,13 @@ pub fn builtin(reg: &mut Registry) {
     leave_out(reg, &left_out, SETS.iter().find(|set| set.built), &built);
 }
 
+/// What `--with` names for this build with its manual.
+#[cfg(not(feature = "schema"))]
+pub(crate) fn with_schema() -> String {
+    let built: Vec<&Family> = FAMILIES.iter().filter(|family| family.built).collect();
+    with(SETS.iter().find(|set| set.built), &built, &SCHEMA)
+}
+
 /// Enters the names of modules that this build does not have.
 fn leave_out(reg: &mut Registry, left_out: &[&Family], set: Option<&Set>, built: &[&Family]) {
     for family in left_out {
@@ -254,7 +261,17 @@ const FAMILIES: &[Family] = &[
         // No module, but refused like one.
         modules: &[(CONDITIONS, UNICODE)],
     },
+    SCHEMA,
 ];
+
+/// No modules, but what is asked for like them, and has to stay when others are added.
+const SCHEMA: Family = Family {
+    feature: "schema",
+    built: cfg!(feature = "schema"),
+    copyleft: false,
+    part_of: None,
+    modules: &[],
+};
 
 #[cfg(test)]
 mod tests {
@@ -324,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_module_of_another_build_is_refused_with_the_command_that_adds_it() {
-        let modules = |family: &&Family| family.feature != "idna";
+        let modules = |family: &&Family| !matches!(family.feature, "idna" | "schema");
         for family in FAMILIES.iter().filter(modules) {
             let mut reg = Registry::new();
             leave_out(&mut reg, &[family], None, &[]);
@@ -366,11 +383,37 @@ mod tests {
         assert_eq!(case(Some("tiny"), &tiny, "tls"), "tiny,tls");
         let more = ["tls_matcher", "ssh", "proxy"];
         assert_eq!(case(Some("tiny"), &more, "clock"), "tiny,ssh,clock");
+        let manual = ["tls_matcher", "proxy", "schema"];
+        assert_eq!(case(Some("tiny"), &manual, "clock"), "tiny,schema,clock");
+        assert_eq!(case(Some("tiny"), &tiny, "schema"), "tiny,schema");
+        assert_eq!(case(None, &["ssh"], "schema"), "ssh,schema");
+        let free = ["tls", "http", "schema"];
+        assert_eq!(
+            case(Some("permissive"), &free, "socks5"),
+            "permissive,socks5"
+        );
         let free = ["tls", "tls_matcher", "http", "socks5_matcher"];
         assert_eq!(
             case(Some("permissive"), &free, "socks5"),
             "permissive,socks5"
         );
+    }
+
+    #[cfg(not(feature = "schema"))]
+    #[test]
+    fn the_command_that_adds_the_manual_keeps_what_is_there() {
+        let command = with_schema();
+        let named: Vec<&str> = command.split(',').collect();
+        assert_eq!(named.last(), Some(&"schema"));
+        for family in FAMILIES.iter().filter(|family| family.built) {
+            let there = named.iter().any(|name| {
+                let set = SETS.iter().find(|set| set.name == *name);
+                *name == family.feature
+                    || Some(*name) == family.part_of
+                    || set.is_some_and(|set| (set.has)(family))
+            });
+            assert!(there, "{}: {command}", family.feature);
+        }
     }
 
     #[test]

@@ -36,7 +36,8 @@ pub(crate) fn run(args: &DocsArgs, build: &Build) -> ExitCode {
 
 #[cfg(not(feature = "schema"))]
 pub(crate) fn run(_: &DocsArgs, _: &Build) -> ExitCode {
-    cmd::fail(
-        "this build was made without its manual; add it with: cargo xtask build --with schema",
-    )
+    cmd::fail(&format!(
+        "this build was made without its manual; add it with: cargo xtask build --with {}",
+        crate::modules::with_schema()
+    ))
 }

@@ -21,5 +21,8 @@ pub(crate) fn run(build: &Build) -> ExitCode {
 
 #[cfg(not(feature = "schema"))]
 pub(crate) fn run(_: &Build) -> ExitCode {
-    cmd::fail("this build was made without schemas; add them with: cargo xtask build --with schema")
+    cmd::fail(&format!(
+        "this build was made without schemas; add them with: cargo xtask build --with {}",
+        crate::modules::with_schema()
+    ))
 }
