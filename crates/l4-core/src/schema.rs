@@ -80,6 +80,30 @@ pub fn module<K: Kind>(generator: &mut SchemaGenerator, name: &str) -> Schema {
     reference(generator, module_id(K::NAMESPACE, name), nothing())
 }
 
+/// Lets the struct have the modules of `K` as further members, as [`Provision::decode_and_build`] reads it:
+///
+/// ```
+/// # use l4_core::registry::Matchers;
+/// use l4_core::schema::or_modules;
+/// use schemars::JsonSchema;
+/// use serde::Deserialize;
+///
+/// #[derive(Deserialize, JsonSchema)]
+/// #[serde(deny_unknown_fields)]
+/// #[schemars(transform = or_modules::<Matchers>)]
+/// struct Sources {
+///     // …
+/// }
+/// ```
+///
+/// [`Provision::decode_and_build`]: crate::Provision::decode_and_build
+pub fn or_modules<K: Kind>(schema: &mut Schema) {
+    schema.insert(OR_MODULES.to_owned(), K::NAMESPACE.into());
+}
+
+/// Names a namespace until its modules are known.
+const OR_MODULES: &str = "x-or-modules";
+
 /// Any value, which is not looked at.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Anything;

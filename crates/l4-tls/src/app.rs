@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use l4_core::config::{ConfigError, Node};
 use l4_core::prelude::*;
-use l4_core::{AppModule, config};
+use l4_core::{AppModule, config, schema};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
 use schemars::JsonSchema;
@@ -100,6 +100,7 @@ impl Kind for CertificateLoaders {
 /// The loaders of certificates. What two of them have for one name is preferred in this order.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = schema::or_modules::<CertificateLoaders>)]
 struct LoadersConfig {
     /// Certificates and keys in files. `{env.*}` is filled in at load. Default: none.
     #[serde(default)]

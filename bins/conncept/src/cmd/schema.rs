@@ -26,3 +26,26 @@ pub(crate) fn run(_: &Build) -> ExitCode {
         crate::modules::with_schema()
     ))
 }
+
+#[cfg(all(test, feature = "schema", feature = "tls"))]
+mod tests {
+    use l4_core::Registry;
+    use l4_tls::CertificateLoaders;
+    use serde_json::{Map, Value, json};
+
+    #[test]
+    fn certificates_come_from_the_loaders_of_other_crates_as_well() {
+        let mut registry = Registry::new();
+        crate::modules::builtin(&mut registry);
+        let certificates = |document: Value| document["$defs"]["LoadersConfig"].clone();
+        let built_in = certificates(l4_core::schema::document(&registry));
+        registry.add::<CertificateLoaders, Map<String, Value>>("mine", |_, _| Ok(Box::default()));
+        let extended = certificates(l4_core::schema::document(&registry));
+
+        let mut expected = built_in.clone();
+        expected["properties"]["mine"] = json!({"$ref": "#/$defs/tls.certificates.mine"});
+        assert_eq!(extended, expected);
+        assert_eq!(built_in["additionalProperties"], json!(false));
+        assert_eq!(built_in["properties"].get("mine"), None);
+    }
+}

@@ -6,7 +6,7 @@ use schemars::JsonSchema as _;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::{definition, manual};
+use super::{OR_MODULES, definition, manual};
 use crate::app::{LAYER4, Layer4Config, RootConfig};
 use crate::registry::{Apps, Kind as _, Registry, module_id};
 
@@ -66,6 +66,8 @@ pub fn document(registry: &Registry) -> Value {
         }
     }
     for schema in std::iter::once(&mut root).chain(definitions.values_mut()) {
+        // Not before: modules cannot be null.
+        add_modules(schema, &namespaces);
         allow_ids(schema);
     }
     whole(root, definitions)
@@ -77,14 +79,22 @@ struct Member {
     key: Option<&'static str>,
 }
 
+/// The modules of a namespace as members of an object.
+fn properties(namespace: &str, members: &[Member]) -> Map<String, Value> {
+    members
+        .iter()
+        .map(|member| (member.name.to_owned(), reference(namespace, member.name)))
+        .collect()
+}
+
+fn reference(namespace: &str, name: &str) -> Value {
+    json!({"$ref": format!("#/$defs/{}", module_id(namespace, name))})
+}
+
 /// The schema of a namespace: the object that names one of its modules, or that has some of them as members.
 fn choice(namespace: &str, members: &[Member]) -> Value {
-    let reference = |name: &str| json!({"$ref": format!("#/$defs/{}", module_id(namespace, name))});
     let Some(key) = members.iter().find_map(|member| member.key) else {
-        let properties: Map<String, Value> = members
-            .iter()
-            .map(|member| (member.name.to_owned(), reference(member.name)))
-            .collect();
+        let properties = properties(namespace, members);
         return json!({"type": "object", "properties": properties, "additionalProperties": false});
     };
     // Not `oneOf` the modules: then every one of them would complain about a mistake in one.
@@ -94,7 +104,7 @@ fn choice(namespace: &str, members: &[Member]) -> Value {
         .map(|name| {
             json!({
                 "if": {"properties": {key: {"const": name}}, "required": [key]},
-                "then": reference(name),
+                "then": reference(namespace, name),
             })
         })
         .collect();
@@ -106,6 +116,24 @@ fn choice(namespace: &str, members: &[Member]) -> Value {
         },
         "allOf": branches,
     })
+}
+
+/// Lets a struct that is also a module map have the modules of this build. One of that name stands for a field.
+fn add_modules(schema: &mut Value, namespaces: &BTreeMap<&str, Vec<Member>>) {
+    let Some(object) = schema.as_object_mut() else {
+        return;
+    };
+    each_part(object, &mut |part, _| add_modules(part, namespaces));
+    let Some(Value::String(namespace)) = object.shift_remove(OR_MODULES) else {
+        return;
+    };
+    let Some(members) = namespaces.get(namespace.as_str()) else {
+        return;
+    };
+    let fields = object.entry("properties").or_insert_with(|| json!({}));
+    if let Some(fields) = fields.as_object_mut() {
+        fields.extend(properties(&namespace, members));
+    }
 }
 
 /// Adds the member that names the module.

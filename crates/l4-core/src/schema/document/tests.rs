@@ -4,7 +4,7 @@ use serde::Deserialize;
 use super::*;
 use crate::config::{At, GoDuration, Raw};
 use crate::registry::{Handlers, Kind, Matchers};
-use crate::schema::{InlineOf, MapOf};
+use crate::schema::{InlineOf, MapOf, or_modules};
 
 enum Toys {}
 
@@ -149,5 +149,51 @@ fn any_object_may_have_an_id() {
     for name in ["test.toys.car", "Wheel", "layer4.matchers", "layer4"] {
         let id = &defs[name]["patternProperties"]["^@id$"];
         assert_eq!(id["type"], json!(["string", "number"]), "{name}");
+    }
+}
+
+enum Sources {}
+
+impl Kind for Sources {
+    const NAMESPACE: &'static str = "test.sources";
+    type Object = ();
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(transform = or_modules::<Sources>)]
+#[allow(dead_code)]
+struct Fuel {
+    #[serde(default)]
+    tank: Option<bool>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code)]
+struct Engine {
+    #[serde(default)]
+    fuel: Option<Fuel>,
+}
+
+#[test]
+fn a_struct_that_says_so_has_the_modules_of_a_namespace_as_further_members() {
+    let mut registry = Registry::new();
+    registry.add_inline::<Toys, Engine>("engine", "toy", |_, _| Ok(Box::new(())));
+    let without = document(&registry);
+    registry.add::<Sources, Wheel>("treadmill", |_, _| Ok(Box::new(())));
+    let with = document(&registry);
+
+    let tank = json!({"type": ["boolean", "null"]});
+    let fuel = |document: &Value| document["$defs"]["Fuel"].clone();
+    assert_eq!(fuel(&without)["properties"], json!({"tank": tank}));
+    assert_eq!(
+        fuel(&with)["properties"],
+        // A module cannot be null.
+        json!({"tank": tank, "treadmill": {"$ref": "#/$defs/test.sources.treadmill"}})
+    );
+    for document in [without, with] {
+        assert_eq!(fuel(&document)["additionalProperties"], json!(false));
+        assert!(!document.to_string().contains(OR_MODULES));
     }
 }
