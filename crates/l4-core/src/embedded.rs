@@ -19,7 +19,7 @@ pub struct Embedded {
     starts: Vec<Start>,
 }
 
-/// What is written for it: a list of routes, or this object.
+/// What is written for it: a list of routes, or this object. Its users read of it in docs/embedding.md.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EmbeddedConfig {
@@ -42,6 +42,9 @@ struct EmbeddedConfig {
     /// Refused: the program has the listener.
     #[serde(default)]
     listen: Option<Raw>,
+    /// As at the top of a configuration file, so that a part of one can be taken as it is. No effect.
+    #[serde(rename = "$schema", default)]
+    _schema: Option<String>,
 }
 
 impl Embedded {

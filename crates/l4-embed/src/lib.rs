@@ -56,14 +56,9 @@ pub use yielded::Yielded;
 
 /// A list of routes, loaded and checked. Nothing of it runs before it is [wrapped](Self::wrap) around a listener.
 ///
-/// The JSON is a list of routes, or an object as a server has it, without `listen`:
+/// The JSON is a list of routes, or an object as a server has it, without `listen`; [all its members] are in the manual.
 ///
-/// | Member | |
-/// |---|---|
-/// | `routes` | the list |
-/// | `matching_timeout` | how long to wait for the bytes that decide; `"3s"` if it is not given |
-/// | `apps` | what handlers need beside, such as `tls` with its certificates or `pki`; not `layer4` |
-/// | `storage` | as at the top of a configuration file |
+/// [all its members]: https://github.com/conncept/conncept/blob/main/docs/embedding.md#routes-in-front-of-a-listener
 pub struct Routes {
     pub(crate) embedded: Embedded,
     pub(crate) max_pending: usize,

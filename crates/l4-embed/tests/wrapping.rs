@@ -118,7 +118,7 @@ async fn what_a_route_takes_is_served_there_and_does_not_come_out() {
 #[tokio::test(start_paused = true)]
 async fn a_silent_client_comes_out_after_the_matching_timeout_and_holds_up_nobody() {
     let (clients, mut routed) = wrapped(&format!(
-        r#"{{"wrapper": "layer4", "matching_timeout": "2s", "routes": [{ECHO}]}}"#
+        r#"{{"$schema": "s.json", "wrapper": "layer4", "matching_timeout": "2s", "routes": [{ECHO}]}}"#
     ));
     let start = Instant::now();
     let mut slow = clients.connect().await;
