@@ -3,7 +3,7 @@
 //! What is here: [`pool`] owns every listening socket across reloads; [`limits`] says how many connections there may be;
 //! [`dial`] connects to upstreams; [`relay`] moves the bytes; [`udp`] turns the datagrams of one socket into sessions.
 //! What is not: configuration, routing and protocols. This crate sees addresses that were parsed and a
-//! [`Server`](l4_core::Server) that takes a connection; which bytes mean what is no concern of it.
+//! [`Server`](l4_core::engine::Server) that takes a connection; which bytes mean what is no concern of it.
 //!
 //! *Invariant:* this is the only crate with `unsafe` code, and there only where system calls are made and descriptors
 //! change hands.
