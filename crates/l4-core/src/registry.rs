@@ -300,7 +300,10 @@ impl Registry {
     }
 
     // Without the feature `schema` nothing refers to the schemas of configurations, so that the linker drops them.
-    #[cfg_attr(not(feature = "schema"), allow(unused_variables))]
+    #[cfg_attr(
+        not(feature = "schema"),
+        allow(unused_variables, clippy::extra_unused_type_parameters)
+    )]
     fn entry<K: Kind, C: JsonSchema>(
         &mut self,
         name: &'static str,
