@@ -260,8 +260,8 @@ const FAMILIES: &[Family] = &[
 mod tests {
     use std::collections::BTreeSet;
 
-    use l4_core::App;
     use l4_core::config::{Document, Errors};
+    use l4_core::engine::App;
 
     use super::*;
 
