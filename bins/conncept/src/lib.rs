@@ -36,6 +36,11 @@ use l4_core::Registry;
 
 pub use modules::builtin;
 
+/// Here and not in `main`: builds with further modules have a `main` of their own.
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The program, with the modules of this build.
 pub struct Cli {
     registry: Registry,
