@@ -311,7 +311,7 @@ fn config_json(data: &[u8]) {
             let canonical = document.canonical(document.root());
             let again = Document::parse("again", canonical.as_bytes()).expect("its own text is read");
             assert_eq!(again.canonical(again.root()), canonical);
-            let _ = l4_core::App::load(&document, &registry());
+            let _ = l4_core::engine::App::load(&document, &registry());
         }
         Err(errors) => {
             assert!(!errors.is_empty());

@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// Overflow wraps and assertions for debugging are gone in what users run, so hostile input meets that, too. The
-/// build is the one that `cargo xtask bench` measures: about five minutes on two processors when nothing is there yet.
+/// build takes about five minutes on two processors when nothing is there yet, the one that is distributed more.
 /// The tests are those that `cargo test` has built, told which program to run.
 fn hostile() -> Result<()> {
     shell::run(cargo().args(["build", "--release", "--locked", "--package", "conncept"]))?;

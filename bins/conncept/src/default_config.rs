@@ -53,8 +53,8 @@ const TEXT: &str = include_str!("default.json");
 
 #[cfg(test)]
 mod tests {
-    use l4_core::App;
     use l4_core::config::Document;
+    use l4_core::engine::App;
 
     use super::*;
 

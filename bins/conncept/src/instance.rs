@@ -11,11 +11,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use l4_core::config::{ConfigError, Document, Errors};
-use l4_core::{Addr, App, EndReason, Generation, Loaded, Registry};
-use l4_net::Shards;
-use l4_net::limits::ConnectionLimit;
-use l4_net::listener::ListenError;
-use l4_net::pool::{BindError, ListenerPool, Listening};
+use l4_core::engine::{App, Loaded};
+use l4_core::{Addr, EndReason, Generation, Registry};
+use l4_net::{BindError, ConnectionLimit, ListenError, ListenerPool, Listening, Shards};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};

@@ -36,6 +36,11 @@ use l4_core::Registry;
 
 pub use modules::builtin;
 
+/// Here and not in `main`: builds with further modules have a `main` of their own.
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The program, with the modules of this build.
 pub struct Cli {
     registry: Registry,
@@ -76,6 +81,7 @@ impl Cli {
 
     /// Does what the arguments of the process say. To be returned from `main`.
     pub fn run(self) -> ExitCode {
+        refuse_huge_pages();
         let conflicts = self.registry.conflicts();
         if !conflicts.is_empty() {
             return cmd::fail(&format!("this build is broken: {}", conflicts.join("; ")));
@@ -88,6 +94,14 @@ impl Cli {
         };
         cli::run(std::env::args_os(), &build)
     }
+}
+
+/// mimalloc's memory is mapped in large pieces, which a kernel set to make huge pages of everything fills two megabytes at a
+/// time, and does not take back when connections have gone (`PR_SET_THP_DISABLE` in prctl(2)).
+fn refuse_huge_pages() {
+    // A kernel that knows of none refuses, and nothing is lost.
+    #[cfg(all(feature = "mimalloc", target_os = "linux"))]
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 impl Default for Cli {

@@ -277,8 +277,8 @@ const SCHEMA: Family = Family {
 mod tests {
     use std::collections::BTreeSet;
 
-    use l4_core::App;
     use l4_core::config::{Document, Errors};
+    use l4_core::engine::App;
 
     use super::*;
 

@@ -15,8 +15,9 @@ use crate::registry::{Apps, Registry};
 use crate::route::RouteConfig;
 use crate::schema::{InlineOf, MapOf};
 use crate::server::DEFAULT_IDLE_TIMEOUT;
+use crate::server::Server;
 use crate::storage::Storages;
-use crate::{Generation, Program, Server};
+use crate::{Generation, Program};
 
 /// The application that all others are there for. Not a module: it is what is loaded.
 pub(crate) const LAYER4: &str = "layer4";

@@ -8,7 +8,8 @@ use serde::Deserialize;
 use crate::app::make_apps;
 use crate::config::{At, ConfigError, Document, GoDuration, ModuleMap, Raw, Value};
 use crate::provision::{Provision, Rejected, Report, Start};
-use crate::{Generation, Program, Registry, Server};
+use crate::server::Server;
+use crate::{Generation, Program, Registry};
 
 /// A route list, provisioned: nothing of it runs yet, and dropping it leaves no trace.
 pub struct Embedded {

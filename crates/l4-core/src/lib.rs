@@ -30,8 +30,7 @@ mod server;
 pub mod storage;
 pub mod upstream;
 
-pub use app::{App, Listen, Loaded};
-pub use conn::{Addr, Connection, EndReason, Io, Layer, Raw, Record, Transport};
+pub use conn::{Addr, Connection, EndReason, Io, Layer, Record, Transport};
 pub use error::{Error, Phase, Result, Side};
 pub use generation::Generation;
 pub use handler::{AsyncHandler, BoxFuture, Flow, Handler, Rest};
@@ -42,7 +41,6 @@ pub use provision::{Provision, Rejected};
 pub use registry::{AppModule, HandlerModule, Kind, MatcherModule, Origin, Registry};
 pub use route::Program;
 pub use schemars;
-pub use server::Server;
 pub use storage::{Lease, Storage, Storages};
 
 /// The parts of the engine that a program around it is made of: what loads a configuration, takes connections, and
@@ -101,13 +99,16 @@ pub mod engine {
 pub mod prelude {
     pub use crate::config::{At, GoDuration, IpRanges, ModuleMap, Node, Raw as RawNode};
     pub use crate::conn::{Capture, DatagramFilter, Filtered, ReadLimit, Received, TlsInfo};
+    pub use crate::placeholder::Scope;
     pub use crate::registry::{Apps, Handlers, Matchers};
+    pub use crate::route::{Program, RouteConfig};
+    pub use crate::schema::{InlineOf, MapOf};
     pub use crate::storage::{Lease, Storage, Storages};
     pub use crate::upstream::{Peer, PeerTransport, PeerTransports, Preamble, Preambles, Unfit};
     pub use crate::{
         Addr, AppModule, AsyncHandler, BoxFuture, Connection, Cost, Dimension, EndReason, Error,
         Fact, Flow, Generation, HandlerModule, Io, Keys, Kind, Layer, Matcher, MatcherModule,
-        Origin, Parsed, Phase, Placeholder, Provision, Registry, Rejected, Rest, Result, Side,
-        Template, Transport, Verdict, View,
+        Origin, Parsed, Phase, Placeholder, Provision, Record, Registry, Rejected, Rest, Result,
+        Side, Template, Transport, Verdict, View,
     };
 }

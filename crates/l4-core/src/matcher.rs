@@ -128,7 +128,31 @@ pub trait Dimension: Sync {
     fn probe(&self, view: &View<'_>, name: &mut String) -> Verdict;
 }
 
-/// What a matcher may look at.
+/// What a matcher may look at: the unread bytes, and what is known of the connection without reading.
+///
+/// ```
+/// use l4_core::prelude::*;
+///
+/// /// SOCKS of either version, for clients on this machine.
+/// struct LocalSocks;
+///
+/// impl Matcher for LocalSocks {
+///     fn matches(&self, view: &mut View<'_>) -> Verdict {
+///         if !view.remote_ip().is_some_and(|ip| ip.is_loopback()) {
+///             return Verdict::No;
+///         }
+///         match view.bytes().first() {
+///             Some(version) => Verdict::from_bool(matches!(version, 4 | 5)),
+///             None => Verdict::More(1),
+///         }
+///     }
+/// }
+///
+/// let mut conn = l4_testkit::received(b"\x05\x01\x00");
+/// assert_eq!(l4_testkit::conn_verdict(&LocalSocks, &mut conn), Verdict::No);
+/// conn.set_addresses("127.0.0.1:4000".parse().map(Addr::Tcp).unwrap(), conn.local().clone());
+/// assert_eq!(l4_testkit::conn_verdict(&LocalSocks, &mut conn), Verdict::Match);
+/// ```
 pub struct View<'a> {
     inner: &'a mut Inner,
 }

@@ -49,6 +49,56 @@ pub(crate) struct StreamsOnly {
 pub(crate) type Start = Box<dyn FnOnce(&Generation) + Send + Sync>;
 
 /// What modules provision with: the document, the registry, and where errors go.
+///
+/// A module reports all that is wrong and then gives up; an operator sees every complaint with its place.
+///
+/// ```
+/// # use std::time::Duration;
+/// use l4_core::prelude::*;
+/// # use schemars::JsonSchema;
+/// # use serde::Deserialize;
+///
+/// struct Knock {
+///     secret: String,
+///     patience: Option<Duration>,
+/// }
+///
+/// #[derive(Deserialize, JsonSchema)]
+/// #[serde(deny_unknown_fields)]
+/// struct KnockConfig {
+///     secret: At<String>,
+///     patience: Option<At<GoDuration>>,
+/// }
+///
+/// impl MatcherModule for Knock {
+///     const NAME: &'static str = "knock";
+///     type Config = KnockConfig;
+///
+///     fn provision(config: KnockConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+///         let patience = cx.time_limit(config.patience, Duration::from_secs(3));
+///         // `{env.SECRET}` and `{file.…}` are filled in here.
+///         let secret = cx.expand_load(&config.secret)?;
+///         if secret.is_empty() {
+///             return Err(cx.reject_help(config.secret.node(), "the secret is empty", "write a word"));
+///         }
+///         Ok(Self { secret, patience: patience? })
+///     }
+/// }
+/// # impl Matcher for Knock {
+/// #     fn matches(&self, view: &mut View<'_>) -> Verdict {
+/// #         Verdict::prefix(view.bytes(), self.secret.as_bytes())
+/// #     }
+/// # }
+///
+/// # fn register(_: &mut Registry) {}
+/// let knock: Knock = l4_testkit::matcher(register, r#"{"secret": "abc", "patience": 0}"#).unwrap();
+/// assert_eq!(knock.patience, None);
+///
+/// let refused = l4_testkit::matcher::<Knock>(register, r#"{"secret": "", "patience": "-1s"}"#);
+/// let errors = refused.err().unwrap();
+/// assert_eq!(errors.len(), 2);
+/// assert!(errors[1].render().contains("help: write a word"));
+/// ```
 pub struct Provision<'a> {
     document: &'a Document,
     registry: &'a Registry,

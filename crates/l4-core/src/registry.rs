@@ -179,6 +179,43 @@ pub struct ModuleInfo {
 }
 
 /// The modules of this build. A value, not a global: tests make their own.
+///
+/// A crate enters what it has in one function, which a build calls. Whatever the namespace, a module is a name, the type
+/// of its configuration, and what makes it:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use l4_core::prelude::*;
+///
+/// /// Bytes of one length and more.
+/// struct AtLeast(usize);
+///
+/// impl Matcher for AtLeast {
+///     fn matches(&self, view: &mut View<'_>) -> Verdict {
+///         match self.0.saturating_sub(view.bytes().len()) {
+///             0 => Verdict::Match,
+///             missing => Verdict::More(missing),
+///         }
+///     }
+/// }
+///
+/// pub fn register(reg: &mut Registry) {
+///     reg.origin(l4_core::origin!());
+///     reg.add::<Matchers, usize>("at_least", |length, _| Ok(Box::new(AtLeast(length))));
+///     reg.placeholders("greeter.", |name| match name {
+///         "word" => Some(Arc::new(|_: &Scope<'_>, out: &mut String| out.push_str("hello"))),
+///         _ => None,
+///     });
+/// }
+///
+/// let mut reg = Registry::new();
+/// register(&mut reg);
+/// assert_eq!(reg.modules().next().unwrap().id, "layer4.matchers.at_least");
+/// assert!(reg.conflicts().is_empty());
+/// register(&mut reg);
+/// assert!(reg.conflicts()[0].contains("layer4.matchers.at_least is registered twice"));
+/// ```
 #[derive(Default)]
 pub struct Registry {
     entries: BTreeMap<(&'static str, &'static str), Entry>,

@@ -4,8 +4,9 @@
 
 mod support;
 
+use l4_core::Registry;
 use l4_core::config::{ConfigError, Document, Errors};
-use l4_core::{App, Registry};
+use l4_core::engine::App;
 use support::register;
 
 fn registry() -> Registry {

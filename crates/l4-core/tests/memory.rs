@@ -9,9 +9,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use allocation_counter::measure;
+use l4_core::engine::Server;
 use l4_core::prelude::*;
 use l4_core::route::{Routed, Sets};
-use l4_core::{Addr, Dimension, Generation, Io, Keys, Program, Record, Server};
+use l4_core::{Addr, Dimension, Generation, Io, Keys, Program, Record};
 use l4_testkit::{connection, received};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use l4_core::{EndReason, Server};
+use l4_core::EndReason;
+use l4_core::engine::Server;
 use l4_testkit::{Client, Router, connection, session, settle};
 use support::Do::{self, EndStream, Send, Vanish};
 use support::{HTTP, SSH, play, router, says};

@@ -1,8 +1,10 @@
 //! What routes can be put in front of.
 
 use std::io;
+use std::time::Duration;
 
 use l4_core::{Addr, Io, Layer};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, UnixListener};
 
 /// Where connections come from: a `TcpListener`, a `UnixListener`, or anything else that yields streams.
@@ -75,12 +77,14 @@ impl Accepted {
 }
 
 /// `TCP_NODELAY` is set on what it accepts: answers of interactive protocols, which are relayed in small pieces, would
-/// wait for each other otherwise.
+/// wait for each other otherwise. So is keep-alive, with a probe after 15 seconds of silence and every 15 from then on: a
+/// client that is gone without a word would hold its handler for ever.
 impl Listener for TcpListener {
     async fn accept(&mut self) -> io::Result<Accepted> {
         let (socket, remote) = Self::accept(self).await?;
-        // It fails if the peer is gone already, which the first read says, too.
+        // They fail if the peer is gone already, which the first read says, too.
         let _ = socket.set_nodelay(true);
+        let _ = SockRef::from(&socket).set_tcp_keepalive(&KEEP_ALIVE);
         Ok(Accepted::new(Io::Tcp(socket), Addr::Tcp(remote)))
     }
 
@@ -104,5 +108,31 @@ fn unix_addr(address: &tokio::net::unix::SocketAddr) -> Addr {
     Addr::Unix {
         path: address.as_pathname().map(Into::into),
         datagram: false,
+    }
+}
+
+const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(15))
+    .with_interval(Duration::from_secs(15));
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_without_a_word_is_noticed() {
+        let mut listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = TcpListener::local_addr(&listener).unwrap();
+        let _client = TcpStream::connect(address).await.unwrap();
+        let accepted = Listener::accept(&mut listener).await.unwrap();
+        let Io::Tcp(socket) = &accepted.io else {
+            panic!("it is a TCP socket");
+        };
+        let socket = SockRef::from(socket);
+        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+        let probing = [socket.tcp_keepalive_time(), socket.tcp_keepalive_interval()];
+        assert_eq!(probing.map(Result::unwrap), [Duration::from_secs(15); 2]);
     }
 }

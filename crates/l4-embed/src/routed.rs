@@ -150,11 +150,11 @@ impl Control {
     /// Waits until there are no such connections, but not longer than `limit`; then ends them and says how many there
     /// were. For after the wrapper was dropped; before that only those of replaced routes are ended.
     pub async fn drain(&self, limit: Duration) -> usize {
-        let end = Instant::now() + limit;
+        let end = Instant::now().checked_add(limit);
         let generations = self.0.generations().clone();
         let mut left = 0;
         for generation in generations {
-            let limit = end.saturating_duration_since(Instant::now());
+            let limit = end.map_or(limit, |end| end.saturating_duration_since(Instant::now()));
             left += generation.drained(limit).await;
             // Routes that are in use have connections to come.
             if self.0.stop.is_cancelled() || !self.0.is_current(&generation) {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use l4_core::{Addr, Connection, Io, Record, Server};
+use l4_core::engine::Server;
+use l4_core::{Addr, Connection, Io, Record};
 use socket2::{SockAddr, Socket};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;

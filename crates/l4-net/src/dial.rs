@@ -183,7 +183,7 @@ pub trait Resolve {
 
 /// The resolver of the system: hosts file, name servers and order as it is configured.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct SystemResolver;
+pub(crate) struct SystemResolver;
 
 impl Resolve for SystemResolver {
     async fn lookup(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {

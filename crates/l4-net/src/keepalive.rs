@@ -5,11 +5,15 @@
 //! and a task gives the option to those that are still there after a second or two. Measured over a short connection
 //! (`cargo xtask bench --scenario syscalls`): three calls of 23 less, and a fourth, because a runtime that has a timer
 //! due within the second need not be woken when a later one, such as a dial's limit, is set.
+//!
+//! A relay can ask to be woken then: what only matters to connections that last, such as a timer of their own, need not
+//! be made before.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::mem;
 use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use foldhash::fast::FixedState;
@@ -21,6 +25,8 @@ use crate::sockopt;
 /// A connection that will be given keep-alive if it lasts. Drop it before the socket it was made for.
 pub(crate) struct KeepAlive {
     socket: RawFd,
+    /// Whether a waker may be kept for it.
+    awaited: bool,
 }
 
 /// How long a connection is left alone, at least; at most twice that.
@@ -33,6 +39,7 @@ const AT_ONCE: usize = 256;
 static NOTED: Mutex<Noted> = Mutex::new(Noted {
     new: HashSet::with_hasher(FixedState::with_seed(0)),
     old: HashSet::with_hasher(FixedState::with_seed(0)),
+    awaited: HashMap::with_hasher(FixedState::with_seed(0)),
     ticking: false,
 });
 
@@ -41,6 +48,8 @@ struct Noted {
     new: HashSet<RawFd, FixedState>,
     /// Since the tick before.
     old: HashSet<RawFd, FixedState>,
+    /// Whom to wake when some of these have lasted.
+    awaited: HashMap<RawFd, Waker, FixedState>,
     /// Whether there is a task that ticks.
     ticking: bool,
 }
@@ -61,7 +70,27 @@ impl KeepAlive {
             // Without the lock: a runtime that is going down drops the task at once, which takes it.
             tokio::spawn(tick(Ticking));
         }
-        Self { socket }
+        Self {
+            socket,
+            awaited: false,
+        }
+    }
+
+    /// Ready once the connection has been given keep-alive.
+    pub(crate) fn poll_lasted(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let mut noted = lock();
+        if !noted.new.contains(&self.socket) && !noted.old.contains(&self.socket) {
+            return Poll::Ready(());
+        }
+        let kept = noted.awaited.get(&self.socket);
+        if !kept.is_some_and(|waker| waker.will_wake(cx.waker())) {
+            let before = noted.awaited.insert(self.socket, cx.waker().clone());
+            // What dropping the last waker of a task drops may be one of these.
+            drop(noted);
+            drop(before);
+            self.awaited = true;
+        }
+        Poll::Pending
     }
 }
 
@@ -71,6 +100,12 @@ impl Drop for KeepAlive {
         if !noted.new.remove(&self.socket) {
             noted.old.remove(&self.socket);
         }
+        let waker = match self.awaited {
+            true => noted.awaited.remove(&self.socket),
+            false => None,
+        };
+        drop(noted);
+        drop(waker);
     }
 }
 
@@ -112,6 +147,7 @@ fn give_to_old() -> bool {
     let mut noted = lock();
     // Looked for once: the first element of a set that is being emptied takes longer to find each time.
     let some: Vec<RawFd> = noted.old.iter().take(AT_ONCE).copied().collect();
+    let mut lasted = Vec::new();
     for socket in some {
         noted.old.remove(&socket);
         // SAFETY: the descriptor is open, because whoever owns it cannot have dropped its `KeepAlive`, which needs the
@@ -119,8 +155,12 @@ fn give_to_old() -> bool {
         let socket = unsafe { BorrowedFd::borrow_raw(socket) };
         // A connection that is broken already refuses, and needs no probes.
         let _ = sockopt::set_keepalive(&socket);
+        lasted.extend(noted.awaited.remove(&socket.as_raw_fd()));
     }
-    noted.old.is_empty()
+    let all = noted.old.is_empty();
+    drop(noted);
+    lasted.into_iter().for_each(Waker::wake);
+    all
 }
 
 fn lock() -> MutexGuard<'static, Noted> {
@@ -163,6 +203,29 @@ mod tests {
         );
         assert!(!SockRef::from(&short).keepalive().unwrap());
         drop(kept);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_connection_to_last_is_woken_and_one_that_is_gone_keeps_no_waker() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let lasting = TcpStream::connect(address).await.unwrap();
+        let short = TcpStream::connect(address).await.unwrap();
+        let mut kept = KeepAlive::note(&lasting);
+        let mut gone = KeepAlive::note(&short);
+        let number = short.as_raw_fd();
+        std::future::poll_fn(|cx| {
+            assert!(gone.poll_lasted(cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        assert!(lock().awaited.contains_key(&number));
+        drop(gone);
+        assert!(!lock().awaited.contains_key(&number));
+        // Nothing else wakes this.
+        std::future::poll_fn(|cx| kept.poll_lasted(cx)).await;
+        assert!(SockRef::from(&lasting).keepalive().unwrap());
+        assert!(!lock().awaited.contains_key(&lasting.as_raw_fd()));
     }
 
     #[test]

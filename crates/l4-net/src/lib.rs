@@ -1,23 +1,23 @@
 //! Sockets for Conncept: listening, accepting, dialling, relaying, datagram sessions.
 //!
-//! What is here: [`pool`] owns every listening socket across reloads; [`limits`] says how many connections there may be;
+//! What is here: `pool` owns every listening socket across reloads; `limits` says how many connections there may be;
 //! [`dial`] connects to upstreams; [`relay`] moves the bytes; [`udp`] turns the datagrams of one socket into sessions.
 //! What is not: configuration, routing and protocols. This crate sees addresses that were parsed and a
-//! [`Server`](l4_core::Server) that takes a connection; which bytes mean what is no concern of it.
+//! [`Server`](l4_core::engine::Server) that takes a connection; which bytes mean what is no concern of it.
 //!
 //! *Invariant:* this is the only crate with `unsafe` code, and there only where system calls are made and descriptors
 //! change hands.
 //!
-//! Start reading at [`pool::ListenerPool`], then `accept.rs`, then [`dial::connect`].
+//! Start reading at [`ListenerPool`], then `accept.rs`, then [`dial::connect`].
 
 mod accept;
 mod datagrams;
 pub mod dial;
 mod keepalive;
-pub mod limits;
-pub mod listener;
+mod limits;
+mod listener;
 mod owner;
-pub mod pool;
+mod pool;
 pub mod relay;
 mod segments;
 mod seqpacket;
@@ -25,7 +25,6 @@ mod shards;
 pub mod sockopt;
 pub mod udp;
 
-pub use dial::{DialError, DialOptions, Dialled, Target, connect};
 pub use limits::{ConnectionLimit, Extra};
 pub use listener::ListenError;
 pub use pool::{BindError, ListenerPool, Listening, Staged};

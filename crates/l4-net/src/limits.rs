@@ -184,7 +184,7 @@ fn connections_for(descriptors: usize) -> usize {
 /// Raises the soft limit of open descriptors to the hard limit, and returns what it is then.
 ///
 /// Programs that use `select(2)` need the traditional 1024; this one does not, and starts none that would.
-pub fn raise_descriptor_limit() -> usize {
+fn raise_descriptor_limit() -> usize {
     let raised = descriptor_limit().and_then(|mut limit| {
         if limit.rlim_cur < limit.rlim_max {
             limit.rlim_cur = limit.rlim_max;

@@ -17,8 +17,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use l4_core::config::{Address, Node};
+use l4_core::engine::{App, Listen, Server};
 use l4_core::handler::BoxFuture;
-use l4_core::{Addr, App, Connection, Listen, Record, Server};
+use l4_core::{Addr, Connection, Record};
 use socket2::Socket;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, watch};

@@ -11,22 +11,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 
 /// Silence on a TCP connection after which the peer is probed.
-pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+pub(crate) const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 
 /// Time between two probes.
-pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Unanswered probes after which the connection is broken.
-pub const KEEPALIVE_PROBES: u32 = 9;
-
-/// Makes closing `stream` reset the connection instead of ending it in order, so that the peer learns that what it got
-/// is not complete. Bytes the kernel has not sent yet are discarded.
-///
-/// # Errors
-/// The socket is gone already.
-pub fn set_reset_on_close(stream: &TcpStream) -> io::Result<()> {
-    stream.set_zero_linger()
-}
+pub(crate) const KEEPALIVE_PROBES: u32 = 9;
 
 /// Turns Nagle's algorithm off and keep-alive on.
 ///
@@ -144,20 +135,5 @@ mod tests {
             assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
             assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
         }
-    }
-
-    #[tokio::test]
-    async fn closing_resets_when_asked_to() {
-        use tokio::io::AsyncReadExt as _;
-
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let (server, _) = listener.accept().await.unwrap();
-        set_reset_on_close(&server).unwrap();
-        drop(server);
-        let error = client.read_u8().await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }

@@ -10,7 +10,7 @@ use crate::policy::SelectionPolicies;
 /// Connects to an upstream and relays bytes, or datagrams, in both directions. Terminal.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ProxyConfig {
+pub(crate) struct ProxyConfig {
     /// Upstreams to choose from; at least one.
     #[serde(default)]
     #[schemars(with = "Option<Vec<UpstreamConfig>>")]
@@ -43,7 +43,7 @@ pub struct ProxyConfig {
 /// How to choose among several upstreams, and how long to try.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct LoadBalancingConfig {
+pub(crate) struct LoadBalancingConfig {
     /// The selection policy, such as `{"policy": "round_robin"}`. Default: `{"policy": "random"}`.
     #[serde(default)]
     #[schemars(with = "Option<InlineOf<SelectionPolicies>>")]
@@ -60,7 +60,7 @@ pub struct LoadBalancingConfig {
 /// One upstream.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct UpstreamConfig {
+pub(crate) struct UpstreamConfig {
     /// At least one address, `[network/]host:port`: `"10.0.0.1:443"`, `"udp/[2001:db8::1]:53"`, `"unix//run/app.sock"`.
     /// Placeholders are filled in per connection: `"{l4.tls.server_name}:443"`. See `dial_mode` for several.
     #[serde(default)]
@@ -98,7 +98,7 @@ pub struct UpstreamConfig {
 /// What several addresses of one upstream mean.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum DialMode {
+pub(crate) enum DialMode {
     /// Connect to every one.
     #[default]
     All,
@@ -109,7 +109,7 @@ pub enum DialMode {
 /// How to find out that an upstream does not work.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct HealthChecksConfig {
+pub(crate) struct HealthChecksConfig {
     /// Connects to every peer again and again; `{}` does so with the defaults. Addresses with placeholders of the
     /// connection are left out. Default: off.
     #[serde(default)]
@@ -122,7 +122,7 @@ pub struct HealthChecksConfig {
 /// Checks that connect to every peer, send nothing, and close.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ActiveConfig {
+pub(crate) struct ActiveConfig {
     /// Another port to connect to than the one connections use, such as `8080`. Default: 0, that of the address.
     #[serde(default)]
     pub(crate) port: Option<At<i64>>,
@@ -146,7 +146,7 @@ pub struct ActiveConfig {
 /// What connections that could not be made say about a peer.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct PassiveConfig {
+pub(crate) struct PassiveConfig {
     /// How long a failure is remembered, such as `"30s"`. Default: 0, failures are not counted.
     #[serde(default)]
     pub(crate) fail_duration: Option<At<GoDuration>>,

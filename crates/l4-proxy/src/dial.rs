@@ -9,7 +9,7 @@ use l4_net::dial::Target;
 use thiserror::Error;
 
 /// The address of a peer.
-pub enum Dial {
+pub(crate) enum Dial {
     /// The same for every connection.
     Fixed(Target),
     /// Filled in for each connection.
@@ -19,7 +19,7 @@ pub enum Dial {
 /// Why no address could be made for a connection.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum AddressRefused {
+pub(crate) enum AddressRefused {
     /// What a placeholder gave is neither a host name nor an address nor a number.
     #[error("{value:?} is not a host or port; nothing else may be filled into a dial address")]
     Value {

@@ -29,7 +29,7 @@ use crate::preamble::introduce;
 use crate::upstream::{Upstream, peer_name};
 
 /// The `proxy` handler.
-pub struct Proxy {
+pub(crate) struct Proxy {
     upstreams: Vec<Upstream>,
     policy: Box<dyn Select>,
     preamble: Option<Box<dyn Preamble>>,

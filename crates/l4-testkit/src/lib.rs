@@ -15,10 +15,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use l4_core::config::{ConfigError, Document};
 use l4_core::conn::{Received, Session};
-use l4_core::{
-    Addr, App, Connection, Io, Loaded, Matcher, MatcherModule, Provision, Record, Registry, Server,
-    Verdict,
-};
+use l4_core::engine::{App, Loaded, Server};
+use l4_core::{Addr, Connection, Io, Matcher, MatcherModule, Provision, Record, Registry, Verdict};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
 

@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use l4_core::conn::Received;
-use l4_core::{Addr, Connection, EndReason, Io, Raw, Record, Registry};
+use l4_core::engine::Raw;
+use l4_core::{Addr, Connection, EndReason, Io, Record, Registry};
 use l4_testkit::{Client, Router, connection, load, session};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};

@@ -21,7 +21,7 @@ use crate::storage;
 
 /// Holds the certificates that `tls` handlers serve: those of files, which are read once, when the configuration is
 /// loaded, and those that are made and renewed here.
-pub struct TlsApp {
+pub(crate) struct TlsApp {
     /// In the order of preference: `load_files`, `load_folders`, `load_pem`, `load_storage`, those of other crates, `automate`.
     certificates: Arc<Certificates>,
     /// Whether any of these is set.
@@ -41,7 +41,7 @@ pub struct TlsApp {
 /// ```
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct TlsAppConfig {
+pub(crate) struct TlsAppConfig {
     /// Where certificates come from. Default: there are none.
     #[serde(default)]
     #[schemars(with = "LoadersConfig")]
@@ -251,7 +251,7 @@ fn keep(managed: Vec<Arc<Managed>>, certificates: &mut Certificates, cx: &mut Pr
 
 impl TlsApp {
     /// The certificates that are configured.
-    pub fn certificates(&self) -> &Certificates {
+    pub(crate) fn certificates(&self) -> &Certificates {
         &self.certificates
     }
 

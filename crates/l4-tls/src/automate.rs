@@ -11,7 +11,6 @@ mod slot;
 mod stored;
 mod subject;
 
-pub use internal::InternalIssuerConfig;
 pub(crate) use slot::Slot;
 pub use subject::Subject;
 

@@ -236,7 +236,7 @@ pub(crate) fn ip(octets: &[u8]) -> Option<IpAddr> {
 
 /// The certificates of a configuration, found by name.
 #[derive(Debug, Default)]
-pub struct Certificates {
+pub(crate) struct Certificates {
     /// In the order they were loaded, which is the order of preference.
     loaded: Vec<Arc<Certificate>>,
     /// Those made here, which come and are renewed while this is in use. Behind the loaded ones.
@@ -282,7 +282,7 @@ pub(crate) struct Preferences {
 
 impl Certificates {
     /// Adds a certificate behind those that are there.
-    pub fn add(&mut self, certificate: Certificate) {
+    pub(crate) fn add(&mut self, certificate: Certificate) {
         let index = self.loaded.len();
         for name in &certificate.names {
             self.by_name
@@ -301,7 +301,7 @@ impl Certificates {
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.loaded.is_empty() && self.managed.is_empty()
     }
 

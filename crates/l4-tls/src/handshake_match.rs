@@ -10,16 +10,15 @@ mod sni_regexp;
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-pub use alpn::{AlpnConfig, MatchAlpn};
-pub use ip::{LocalIpConfig, MatchLocalIp, MatchRemoteIp, RemoteIpConfig};
-pub use sni::{MatchSni, SniConfig};
-#[cfg(feature = "regexp")]
-pub use sni_regexp::{MatchSniRegexp, SniRegexpConfig};
-
 use l4_core::conn::Capture;
 use l4_core::{Connection, Cost, Keys, Kind, Registry, Template, View};
 
 use crate::ClientHello;
+use alpn::MatchAlpn;
+use ip::{MatchLocalIp, MatchRemoteIp};
+use sni::MatchSni;
+#[cfg(feature = "regexp")]
+use sni_regexp::MatchSniRegexp;
 
 /// The namespace `tls.handshake_match`.
 pub enum HandshakeMatchers {}

@@ -10,7 +10,7 @@
 //! The feature `terminate`, on by default, is all but the first of these: without it the crate links no cryptography.
 //!
 //! Start reading at [`ClientHello`], then [`MatchTls`], then [`HandshakeMatch`], the trait that a further condition on
-//! a hello implements; for termination at [`TlsTerminate`], then [`Certificates`]; for upstreams at [`OriginateTls`]; for
+//! a hello implements; for termination at `terminate.rs`, then `certs.rs`; for upstreams at `originate.rs`; for
 //! certificates that are made here at [`Issuer`], the trait of who certifies names.
 
 #[cfg(feature = "terminate")]
@@ -57,41 +57,32 @@ mod terminate;
 mod trust_pool;
 
 #[cfg(feature = "terminate")]
-pub use app::{CertificateLoaders, TlsApp, TlsAppConfig};
+pub use app::CertificateLoaders;
 #[cfg(feature = "terminate")]
-pub use automate::{
-    CertificateRequest, InternalIssuerConfig, IssueError, Issued, Issuer, Issuers, Subject,
-};
+pub use automate::{CertificateRequest, IssueError, Issued, Issuer, Issuers, Subject};
 #[cfg(feature = "terminate")]
-pub use certs::{Certificate, CertificateError, Certificates};
+pub use certs::{Certificate, CertificateError};
 #[cfg(feature = "terminate")]
 pub use client_auth::{ClientVerifiers, LeafLoaders, VerifyClient};
 pub use client_hello::ClientHello;
-pub use handshake_match::{
-    AlpnConfig, HandshakeMatch, HandshakeMatchers, HandshakeScope, LocalIpConfig, MatchAlpn,
-    MatchLocalIp, MatchRemoteIp, MatchSni, RemoteIpConfig, SniConfig, UNICODE,
-};
-#[cfg(feature = "regexp")]
-pub use handshake_match::{MatchSniRegexp, SniRegexpConfig};
+pub use handshake_match::{HandshakeMatch, HandshakeMatchers, HandshakeScope, UNICODE};
 #[cfg(feature = "terminate")]
 pub use keys::{KeyError, KeyType, PrivateKey};
 pub use matcher::{MatchTls, MatchTlsConfig};
 #[cfg(feature = "terminate")]
-pub use originate::{DEFAULT_UPSTREAM_HANDSHAKE_TIMEOUT, OriginateConfig, OriginateTls};
-#[cfg(feature = "terminate")]
 pub use pem::PemError;
 #[cfg(feature = "terminate")]
-pub use pki::{PkiApp, PkiConfig};
-#[cfg(feature = "terminate")]
-pub use policy::PolicyConfig;
-#[cfg(feature = "terminate")]
-pub use storage::{FileStorage, FileStorageConfig, release_locks};
-#[cfg(feature = "terminate")]
-pub use terminate::{DEFAULT_HANDSHAKE_TIMEOUT, TerminateConfig, TlsTerminate};
+pub use storage::release_locks;
 #[cfg(feature = "terminate")]
 pub use trust_pool::{TrustPool, TrustPools};
 
+#[cfg(feature = "terminate")]
+use app::TlsApp;
 use l4_core::Registry;
+#[cfg(feature = "terminate")]
+use pki::PkiApp;
+#[cfg(feature = "terminate")]
+use terminate::TlsTerminate;
 
 /// Enters the modules of this crate.
 pub fn register(reg: &mut Registry) {

@@ -42,7 +42,7 @@ use crate::trust_pool::{
 };
 
 /// How long the handshake with an upstream may take, unless configured.
-pub const DEFAULT_UPSTREAM_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const DEFAULT_UPSTREAM_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// TLS on connections to an upstream; `{}` verifies its certificate against the authorities of the system.
 ///
@@ -51,7 +51,7 @@ pub const DEFAULT_UPSTREAM_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10)
 /// ```
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct OriginateConfig {
+pub(crate) struct OriginateConfig {
     /// The authorities that may have signed the upstream's certificate: a pool, named under `provider`. A certificate
     /// that is itself in the pool is taken, too. Default: those that the system trusts. Example:
     /// `{"provider": "file", "pem_files": ["/etc/ssl/ca.pem"]}`.
@@ -101,7 +101,7 @@ pub struct OriginateConfig {
 }
 
 /// The transport `tls` of `proxy`.
-pub struct OriginateTls {
+pub(crate) struct OriginateTls {
     verifier: Arc<dyn ServerCertVerifier>,
     /// What it verifies with; `None` if it verifies nothing, so that not even the name matters to it.
     trusted: Option<Arc<Trusted<Arc<WebPkiServerVerifier>>>>,

@@ -37,7 +37,7 @@ use crate::{PemError, pem};
 /// ```
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct PkiConfig {
+pub(crate) struct PkiConfig {
     /// The authorities by id. Default: one with the id `local` and all defaults.
     #[serde(default)]
     #[schemars(with = "Option<BTreeMap<String, AuthorityConfig>>")]
@@ -100,7 +100,7 @@ struct PairConfig {
 }
 
 /// The certificate authorities of a configuration.
-pub struct PkiApp {
+pub(crate) struct PkiApp {
     configured: BTreeMap<Box<str>, Arc<Authority>>,
     /// Made when somebody asks for it and it is not configured.
     local: OnceLock<Arc<Authority>>,

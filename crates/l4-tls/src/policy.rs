@@ -37,7 +37,7 @@ pub(crate) fn provider() -> CryptoProvider {
 /// ```
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct PolicyConfig {
+pub(crate) struct PolicyConfig {
     /// Conditions on the ClientHello, all of which must hold: `sni`, `sni_regexp`, `alpn`, `remote_ip`, `local_ip`.
     /// Default: every client.
     #[serde(default, rename = "match")]

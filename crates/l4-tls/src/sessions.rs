@@ -126,7 +126,7 @@ impl TicketsConfig {
                 _ => Err(cx.reject_help(
                     interval.node(),
                     format!("{} is less than a second", *interval),
-                    "write a duration such as \"12h\"; to keep keys as they are, set disable_rotation",
+                    "write a duration such as \"12h\"",
                 )),
             },
         };
@@ -259,7 +259,9 @@ impl Rotating {
     /// Replaces the newest key if its time is over, and forgets those that are too old. After a time without clients
     /// as many are forgotten as would have been replaced meanwhile.
     fn rotate(&self, now: u64) -> Option<()> {
-        let due = |ring: &Ring| ring.keys.is_empty() || now >= ring.until;
+        // A clock that was ahead and is set back must not keep a key in use until it is there again.
+        let ahead = |ring: &Ring| ring.until > now.saturating_add(self.seconds);
+        let due = |ring: &Ring| ring.keys.is_empty() || now >= ring.until || ahead(ring);
         if !due(&self.ring.read().unwrap_or_else(PoisonError::into_inner)) {
             return Some(());
         }
@@ -271,7 +273,7 @@ impl Rotating {
         let left = u64::try_from(self.most).unwrap_or(1).saturating_sub(missed);
         let left = usize::try_from(left).unwrap_or(0);
         ring.keys.truncate(left);
-        ring.until = match ring.keys.is_empty() {
+        ring.until = match ring.keys.is_empty() || ahead(&ring) {
             true => now.saturating_add(self.seconds),
             false => ring
                 .until
@@ -308,7 +310,7 @@ impl ProducesTickets for Rotating {
         true
     }
 
-    /// How long a ticket made now is accepted at least.
+    /// How long a ticket made now is accepted at least; where there is only one key, at most.
     fn lifetime(&self) -> u32 {
         let most = u64::try_from(self.most).unwrap_or(1);
         let seconds = self.seconds.saturating_mul(most.saturating_sub(1).max(1));
@@ -406,7 +408,19 @@ mod tests {
     #[test]
     fn the_lifetime_that_clients_are_told_is_one_that_holds() {
         assert_eq!(Rotating::new(100, 4).lifetime(), 300);
-        assert_eq!(Rotating::new(100, 1).lifetime(), 100);
         assert_eq!(Rotating::new(1 << 40, 64).lifetime(), 604_800);
+        // No time at all would tell clients to throw it away.
+        assert_eq!(Rotating::new(100, 1).lifetime(), 100);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_keeps_no_key_in_use() {
+        let tickets = Rotating::new(100, 3);
+        let ticket = tickets.seal(b"session", START + 1_000_000).unwrap();
+        let name = |now| tickets.seal(b"a", now).unwrap()[..NAME].to_vec();
+        let first = name(START);
+        assert_ne!(first, ticket[..NAME], "made in a time that has not come");
+        assert_eq!(name(START + 99), first);
+        assert_ne!(name(START + 100), first);
     }
 }

@@ -25,7 +25,7 @@ pub use lock::release_locks;
 /// ```
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct FileStorageConfig {
+pub(crate) struct FileStorageConfig {
     /// The folder, which is made when something is stored. Default: the data directory, `$XDG_DATA_HOME/conncept` or
     /// `~/.local/share/conncept`.
     #[serde(default)]
@@ -34,18 +34,18 @@ pub struct FileStorageConfig {
 
 /// The storage module `file_system`.
 #[derive(Debug, PartialEq, Eq)]
-pub struct FileStorage {
+pub(crate) struct FileStorage {
     root: PathBuf,
 }
 
 impl FileStorage {
     /// Keeps everything below `root`.
-    pub fn new(root: impl Into<PathBuf>) -> Self {
+    pub(crate) fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
     /// Keeps everything in the data directory.
-    pub fn in_data_directory() -> Self {
+    pub(crate) fn in_data_directory() -> Self {
         Self::new(data_directory(|name| std::env::var_os(name)))
     }
 

@@ -26,7 +26,7 @@ use crate::route_program::leads_to_proxy;
 use crate::{ClientHello, HandshakeMatch};
 
 /// How long a client may take for its handshake, unless configured.
-pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Ends the TLS of a client with a certificate of the application `tls`. The handlers and routes that follow see the
 /// plaintext.
@@ -36,7 +36,7 @@ pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// ```
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct TerminateConfig {
+pub(crate) struct TerminateConfig {
     /// How TLS is to be, by what the client says in its ClientHello. The first policy that matches counts; a client
     /// that none matches is refused. Default: one policy for everybody, with all defaults.
     #[serde(default)]
@@ -48,7 +48,7 @@ pub struct TerminateConfig {
 }
 
 /// The handler `tls`.
-pub struct TlsTerminate {
+pub(crate) struct TlsTerminate {
     certificates: Arc<Certificates>,
     policies: Vec<Policy>,
     timeout: Option<Duration>,

@@ -51,7 +51,7 @@ fn by_policy(names: &[&str], policy: Value) -> Value {
 }
 
 /// A configuration that runs until it is dropped.
-struct Running(l4_core::App);
+struct Running(l4_core::engine::App);
 
 impl Running {
     fn new(config: &Value) -> Self {

@@ -266,7 +266,7 @@ fn config(certificates: &[&Pair], handlers: Value) -> String {
 }
 
 /// A server under test.
-struct Server(Arc<l4_core::Server>);
+struct Server(Arc<l4_core::engine::Server>);
 
 impl Server {
     fn new(certificates: &[&Pair], handlers: Value) -> Self {

@@ -56,7 +56,7 @@ fn own(provider: &str) -> Value {
 }
 
 /// A configuration that runs until it is dropped.
-struct Running(l4_core::App);
+struct Running(l4_core::engine::App);
 
 impl Running {
     fn new(config: &Value) -> Self {

@@ -113,7 +113,7 @@ fn config(certificates: &[&Pair], handlers: Value) -> String {
 }
 
 /// One server, to which any number of clients connect.
-struct Server(Arc<l4_core::Server>);
+struct Server(Arc<l4_core::engine::Server>);
 
 impl Server {
     fn new(text: &str) -> Self {

@@ -39,6 +39,15 @@ pub(crate) struct Args {
     /// Measure this binary of ours instead of building one from this checkout.
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
+    /// The cargo profile to build it with. `dist` is what is distributed and takes minutes to build; `release` is there
+    /// sooner and needs some per cent more processor time.
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "dist",
+        conflicts_with = "binary"
+    )]
+    profile: String,
     /// Another binary of ours to measure beside it, such as the previous release.
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
@@ -56,8 +65,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let binary = match &args.binary {
         Some(binary) => binary.clone(),
         None => {
-            shell::run(shell::cargo().args(["build", "--release", "--package", "conncept"]))?;
-            shell::target_directory()?.join("release/conncept")
+            let build = ["build", "--package", "conncept", "--profile", &args.profile];
+            shell::run(shell::cargo().args(build))?;
+            shell::target_directory()?
+                .join(directory(&args.profile))
+                .join("conncept")
         }
     };
     let mut report = Report::new();
@@ -85,6 +97,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Where below the target directory cargo puts what it builds with a profile.
+fn directory(profile: &str) -> &str {
+    match profile {
+        "dev" | "test" => "debug",
+        "bench" => "release",
+        name => name,
+    }
+}
+
 fn known(what: &str, wanted: &[String], known: &[&str]) -> Result<()> {
     match wanted.iter().find(|name| !known.contains(&name.as_str())) {
         None => Ok(()),
@@ -92,5 +113,32 @@ fn known(what: &str, wanted: &[String], known: &[&str]) -> Result<()> {
             "there is no {what} {unknown:?}; there are: {}",
             known.join(", ")
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn what_is_distributed_is_measured_unless_another_profile_is_named() {
+        let of = |arguments: &[&str]| {
+            let line = ["bench"].iter().chain(arguments);
+            Command::try_parse_from(line).map(|command| command.args.profile)
+        };
+        assert_eq!(of(&[]).unwrap(), "dist");
+        assert_eq!(of(&["--binary", "x"]).unwrap(), "dist");
+        assert_eq!(of(&["--profile", "release"]).unwrap(), "release");
+        assert!(of(&["--profile", "release", "--binary", "x"]).is_err());
+        assert_eq!(directory("dev"), "debug");
+        assert_eq!(directory("dist"), "dist");
     }
 }

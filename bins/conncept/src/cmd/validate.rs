@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use l4_core::App;
 use l4_core::config::{Document, Errors};
+use l4_core::engine::App;
 
 use crate::cli::ValidateArgs;
 use crate::logging::{LogFormat, LogLevel};

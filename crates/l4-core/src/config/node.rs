@@ -32,6 +32,36 @@ impl Raw {
 ///
 /// A field with a default is an `Option<At<T>>`, because a value that is not in the text has no
 /// place.
+///
+/// ```
+/// use l4_core::prelude::*;
+/// # use schemars::JsonSchema;
+/// # use serde::Deserialize;
+///
+/// #[derive(Deserialize, JsonSchema)]
+/// struct RetryConfig {
+///     times: Option<At<u32>>,
+/// }
+///
+/// fn times(config: &RetryConfig, cx: &mut Provision<'_>) -> Result<u32, Rejected> {
+///     match config.times {
+///         // It reads as the value it holds, and says where that stands.
+///         Some(times) if *times > 100 => {
+///             Err(cx.reject_help(times.node(), format!("{} is too often", *times), "write 100 or less"))
+///         }
+///         Some(times) => Ok(times.into_inner()),
+///         None => Ok(3),
+///     }
+/// }
+///
+/// # use l4_core::config::Document;
+/// # let registry = Registry::new();
+/// let document = Document::parse("l4.json", br#"{"times": 1000}"#).unwrap();
+/// let mut cx = Provision::new(&document, &registry);
+/// let config = cx.decode(document.root()).unwrap();
+/// assert!(times(&config, &mut cx).is_err());
+/// assert!(cx.finish().errors[0].render().contains("l4.json:1:11"));
+/// ```
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct At<T> {
     node: Node,

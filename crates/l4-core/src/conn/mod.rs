@@ -37,7 +37,7 @@ use meta::Meta;
 pub const MATCH_LIMIT: usize = 16 * 1024;
 
 /// The most one read for matching takes from a stream.
-pub const FILL_SIZE: usize = 16 * 1024;
+pub(crate) const FILL_SIZE: usize = 16 * 1024;
 
 /// One accepted connection or datagram session. A handle of one word: moving it across an await costs nothing.
 ///

@@ -10,7 +10,7 @@ use serde::Deserialize;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "RequestExpressionConfig")]
-pub struct ExpressionConfig {
+pub(crate) struct ExpressionConfig {
     /// A name, under which captures can be read too, as `{http.regexp.NAME.GROUP}`: letters, digits and underscores.
     /// Without one they are `{http.regexp.GROUP}` only, which the next expression that matches hides. Default: none.
     #[serde(default)]

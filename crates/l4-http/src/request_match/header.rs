@@ -17,7 +17,7 @@ use super::{Request, RequestMatch};
 /// of the request as sent, of whichever protocol.
 #[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct HeaderConfig(BTreeMap<String, Option<Vec<At<String>>>>);
+pub(crate) struct HeaderConfig(BTreeMap<String, Option<Vec<At<String>>>>);
 
 struct MatchHeader {
     /// Names in lower case.

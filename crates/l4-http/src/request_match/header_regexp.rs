@@ -17,7 +17,9 @@ use crate::uri;
 /// any request.
 #[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct HeaderRegexpConfig(#[schemars(with = "BTreeMap<String, ExpressionConfig>")] ModuleMap);
+pub(crate) struct HeaderRegexpConfig(
+    #[schemars(with = "BTreeMap<String, ExpressionConfig>")] ModuleMap,
+);
 
 struct MatchHeaderRegexp {
     /// Names in lower case, in the order of the configuration.

@@ -19,7 +19,7 @@ use crate::{HttpHead, uri};
 /// in for each connection. A name that is listed twice is an error.
 #[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct HostConfig(Vec<At<String>>);
+pub(crate) struct HostConfig(Vec<At<String>>);
 
 struct MatchHost {
     /// Sorted, in lower case.

@@ -11,7 +11,7 @@ use super::{Request, RequestMatch};
 /// is the one that a PROXY header named, if one was accepted. Header fields such as `X-Forwarded-For` are not looked at.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct IpConfig {
+pub(crate) struct IpConfig {
     /// Addresses and prefixes, such as `"10.0.0.0/8"` or `"::1"`; `"private_ranges"` stands for the private and
     /// loopback ones. The zone of an IPv6 address is ignored. Global placeholders are filled in at load. Empty or absent
     /// never matches, and neither does a client on a Unix socket. Default: none.

@@ -10,7 +10,7 @@ use super::{Request, RequestMatch};
 /// case only, because methods are case-sensitive. An empty list matches nothing.
 #[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct MethodConfig(Vec<String>);
+pub(crate) struct MethodConfig(Vec<String>);
 
 struct MatchMethod(Vec<String>);
 

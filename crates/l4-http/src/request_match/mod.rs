@@ -25,18 +25,6 @@ use l4_core::conn::{Capture, TlsInfo};
 use l4_core::registry::Kind;
 use l4_core::{Cost, Keys, Provision, Registry, Rejected, Template, View};
 
-pub use self::expression::ExpressionConfig;
-pub use self::header::HeaderConfig;
-pub use self::header_regexp::HeaderRegexpConfig;
-pub use self::host::HostConfig;
-pub use self::ip::IpConfig;
-pub use self::method::MethodConfig;
-pub use self::not::NotConfig;
-pub use self::path::PathConfig;
-pub use self::protocol::ProtocolConfig;
-pub use self::query::QueryConfig;
-pub use self::tls::TlsConfig;
-pub use self::vars::{VarsConfig, VarsRegexpConfig};
 use crate::HttpHead;
 
 /// The namespace `http.matchers`.

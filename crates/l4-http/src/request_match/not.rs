@@ -12,7 +12,7 @@ use super::{Request, RequestMatch, RequestMatchers, RequestSets};
 /// ["POST"]}]`. `[]` matches any request, `[{}]` none.
 #[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct NotConfig(
+pub(crate) struct NotConfig(
     #[schemars(with = "Vec<Option<MapOf<RequestMatchers>>>")] Vec<Option<ModuleMap>>,
 );
 

@@ -19,7 +19,7 @@ use crate::{HttpHead, uri};
 /// `/foo/`. Placeholders are filled in for each connection.
 #[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct PathConfig(Vec<At<String>>);
+pub(crate) struct PathConfig(Vec<At<String>>);
 
 struct MatchPath(Vec<Entry>);
 

@@ -13,7 +13,7 @@ use super::{Request, RequestMatch};
 /// never matches.
 #[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct ProtocolConfig(At<String>);
+pub(crate) struct ProtocolConfig(At<String>);
 
 enum MatchProtocol {
     Clear,

@@ -16,7 +16,9 @@ use crate::query::{Parameter, parameters};
 /// once the query has a `;` or a broken escape. `{}` matches requests without parameters.
 #[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct QueryConfig(#[schemars(with = "BTreeMap<String, Option<Vec<String>>>")] ModuleMap);
+pub(crate) struct QueryConfig(
+    #[schemars(with = "BTreeMap<String, Option<Vec<String>>>")] ModuleMap,
+);
 
 struct MatchQuery(Vec<(Template, Vec<Template>)>);
 

@@ -9,7 +9,7 @@ use super::{Request, RequestMatch};
 /// Requests that came through TLS which the handler `tls` has ended: `{}`.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct TlsConfig {
+pub(crate) struct TlsConfig {
     /// Whether the handshake must be complete, such as `true`. At layer 4 it always is before a request can be read, so
     /// `false` never matches. Default: either.
     #[serde(default)]

@@ -17,13 +17,15 @@ use super::{Request, RequestMatch};
 /// variables of the connection are `{l4.vars.NAME}`. `{}` matches any request.
 #[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct VarsConfig(#[schemars(with = "BTreeMap<String, Option<Vec<String>>>")] ModuleMap);
+pub(crate) struct VarsConfig(#[schemars(with = "BTreeMap<String, Option<Vec<String>>>")] ModuleMap);
 
 /// Placeholders, each the whole key, and the expressions that match, for example `{"{http.request.header.X-Env}":
 /// {"pattern": "^(dev|test)$"}}`, tried in the order written. One is enough. Keys are as in `vars`. `{}` never matches.
 #[derive(Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct VarsRegexpConfig(#[schemars(with = "BTreeMap<String, ExpressionConfig>")] ModuleMap);
+pub(crate) struct VarsRegexpConfig(
+    #[schemars(with = "BTreeMap<String, ExpressionConfig>")] ModuleMap,
+);
 
 struct MatchVars(Vec<(Template, Vec<Template>)>);
 

@@ -122,7 +122,8 @@ struct Relay {
     client_shut: bool,
     limits: Limits,
     quiet: Option<Box<Quiet>>,
-    /// When to look whether a client that has ended its stream is still there. Exists only then.
+    /// When to look whether a client that has ended its stream is still there. Exists only then, and only for a
+    /// connection that has lasted.
     lookout: Option<Pin<Box<Sleep>>>,
     policy: &'static Policy,
     up_gear: Gear,
@@ -136,7 +137,7 @@ struct Relay {
 
 struct Peer {
     /// Dropped before the socket it is for, which is in `transport`.
-    _keepalive: Option<KeepAlive>,
+    keepalive: Option<KeepAlive>,
     transport: Transport,
     /// What a slow peer did not take yet.
     stash: Stash,
@@ -527,6 +528,13 @@ impl Relay {
         let Io::Tcp(client) = self.client.io() else {
             return None;
         };
+        if self.lookout.is_none() {
+            // Most have their answer long before the first look would be due: they need no timer.
+            let mut keepalives = self.peers.iter_mut().filter_map(|p| p.keepalive.as_mut());
+            if keepalives.any(|keepalive| keepalive.poll_lasted(cx).is_pending()) {
+                return None;
+            }
+        }
         let lookout = self.lookout.get_or_insert_with(|| Box::pin(sleep(LOOKOUT)));
         while lookout.as_mut().poll(cx).is_ready() {
             lookout.as_mut().reset(Instant::now() + LOOKOUT);
@@ -574,12 +582,12 @@ enum Pace {
 
 impl Peer {
     fn new(transport: Transport) -> Self {
-        let _keepalive = match transport.io() {
+        let keepalive = match transport.io() {
             Io::Tcp(socket) => Some(KeepAlive::note(socket)),
             _ => None,
         };
         Self {
-            _keepalive,
+            keepalive,
             transport,
             stash: Stash::default(),
             write_done: false,

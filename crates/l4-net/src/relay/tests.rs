@@ -536,23 +536,59 @@ async fn a_client_that_does_not_read_keeps_the_rest_of_its_answer_until_the_idle
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_breaks_after_its_end_is_noticed_while_the_upstream_is_silent() {
-    let (mut client, mut server, relaying, _) = tcp_pair().await;
-    client.write_all(b"question").await.unwrap();
+    for lasted in [false, true] {
+        let (mut client, ours) = connected_tcp().await;
+        let (theirs, mut server) = connected_tcp().await;
+        let [ours, theirs] = [ours, theirs].map(|socket| Transport::new(Io::Tcp(socket), None));
+        let mut relay = Relay::new(ours, [theirs], NO_LIMITS);
+        if lasted {
+            let keepalive = relay.peers[0].keepalive.as_mut().unwrap();
+            std::future::poll_fn(|cx| keepalive.poll_lasted(cx)).await;
+        }
+        let relaying = tokio::spawn(relay);
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut question = Vec::new();
+        server.read_to_end(&mut question).await.unwrap();
+        assert_eq!(question, b"question");
+        // Longer than it takes to look: a client that just waits is left alone.
+        sleep(3 * LOOKOUT).await;
+        assert!(!relaying.is_finished());
+        client.set_zero_linger().unwrap();
+        drop(client);
+        assert_eq!(relaying.await.unwrap().reason, EndReason::ClientReset);
+        let error = server
+            .write_all(b"answer")
+            .await
+            .and(server.read(&mut [0; 9]).await);
+        assert!(is_reset(&error.unwrap_err()));
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_over_soon_never_has_the_timer_of_the_lookout() {
+    let (mut client, ours) = connected_tcp().await;
+    let (theirs, mut server) = connected_tcp().await;
+    let [ours, theirs] = [ours, theirs].map(|socket| Transport::new(Io::Tcp(socket), None));
+    let mut relay = Relay::new(ours, [theirs], NO_LIMITS);
+    let begun = Instant::now();
     client.shutdown().await.unwrap();
-    let mut question = Vec::new();
-    server.read_to_end(&mut question).await.unwrap();
-    assert_eq!(question, b"question");
-    // Longer than it takes to look: a client that just waits is left alone.
-    sleep(3 * LOOKOUT).await;
-    assert!(!relaying.is_finished());
-    client.set_zero_linger().unwrap();
-    drop(client);
-    assert_eq!(relaying.await.unwrap().reason, EndReason::ClientReset);
-    let error = server
-        .write_all(b"answer")
-        .await
-        .and(server.read(&mut [0; 9]).await);
-    assert!(is_reset(&error.unwrap_err()));
+    std::future::poll_fn(|cx| {
+        let over = Pin::new(&mut relay).poll(cx).is_ready();
+        assert!(!over);
+        match relay.client_done {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+    // Unless the machine is so slow that it has lasted.
+    let soon = |begun: Instant| begun.elapsed() < Duration::from_secs(1);
+    assert!(relay.lookout.is_none() || !soon(begun));
+    server.write_all(b"answer").await.unwrap();
+    drop(server);
+    assert_eq!((&mut relay).await.reason, EndReason::Completed);
+    assert!(relay.lookout.is_none() || !soon(begun));
 }
 
 #[tokio::test]

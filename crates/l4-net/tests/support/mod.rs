@@ -7,9 +7,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use l4_core::Io;
 use l4_core::conn::Received;
+use l4_core::engine::App;
 use l4_core::prelude::*;
-use l4_core::{App, Io};
 use l4_net::{BindError, ConnectionLimit, ListenerPool};
 use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};

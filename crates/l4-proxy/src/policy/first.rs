@@ -4,7 +4,7 @@ use super::Select;
 use crate::upstream::Upstream;
 
 /// `first`: the first upstream in the list that is available, so that later ones are spares.
-pub struct First;
+pub(crate) struct First;
 
 impl Select for First {
     fn select(&self, upstreams: &[Upstream], conn: &Connection) -> Option<usize> {

@@ -7,7 +7,7 @@ use crate::upstream::Upstream;
 
 /// `ip_hash`: a client's address decides, so that it gets the same upstream again for as long as that one is available,
 /// and when one goes only its own clients move (rendezvous hashing).
-pub struct IpHash;
+pub(crate) struct IpHash;
 
 impl Select for IpHash {
     fn select(&self, upstreams: &[Upstream], conn: &Connection) -> Option<usize> {

@@ -5,7 +5,7 @@ use super::Select;
 use crate::upstream::Upstream;
 
 /// `least_conn`: the available upstream with the fewest connections, any of them if several have as few.
-pub struct LeastConn;
+pub(crate) struct LeastConn;
 
 impl Select for LeastConn {
     fn select(&self, upstreams: &[Upstream], conn: &Connection) -> Option<usize> {

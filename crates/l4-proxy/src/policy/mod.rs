@@ -13,13 +13,13 @@ use l4_core::{Connection, Registry};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-pub use first::First;
-pub use ip_hash::IpHash;
-pub use least_conn::LeastConn;
-pub use random::Random;
-pub use random_choose::{RandomChoose, RandomChooseConfig};
-pub use round_robin::RoundRobin;
-pub use weighted_round_robin::WeightedRoundRobin;
+pub(crate) use first::First;
+pub(crate) use ip_hash::IpHash;
+pub(crate) use least_conn::LeastConn;
+pub(crate) use random::Random;
+pub(crate) use random_choose::{RandomChoose, RandomChooseConfig};
+pub(crate) use round_robin::RoundRobin;
+pub(crate) use weighted_round_robin::WeightedRoundRobin;
 
 use crate::upstream::Upstream;
 

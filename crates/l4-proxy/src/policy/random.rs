@@ -4,7 +4,7 @@ use super::Select;
 use crate::upstream::Upstream;
 
 /// `random`: any available upstream, all equally likely.
-pub struct Random;
+pub(crate) struct Random;
 
 impl Select for Random {
     fn select(&self, upstreams: &[Upstream], conn: &Connection) -> Option<usize> {

@@ -12,14 +12,14 @@ use crate::upstream::Upstream;
 ///
 /// Two draws already even out the load almost as well as asking everybody, without sending every newcomer to the one
 /// that happens to be the emptiest.
-pub struct RandomChoose {
+pub(crate) struct RandomChoose {
     choose: usize,
 }
 
 /// Draws a few upstreams for each connection and takes the one with the fewest connections.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct RandomChooseConfig {
+pub(crate) struct RandomChooseConfig {
     /// How many to draw; at least 2. Default: 2.
     #[serde(default)]
     choose: Option<At<i64>>,

@@ -8,7 +8,7 @@ use crate::upstream::Upstream;
 /// `round_robin`: one after the other. The counter belongs to the handler and starts anew after a reload; as in the
 /// reference the first choice is the second upstream.
 #[derive(Default)]
-pub struct RoundRobin {
+pub(crate) struct RoundRobin {
     counter: AtomicU32,
 }
 

@@ -8,7 +8,7 @@ use crate::upstream::Upstream;
 /// `weighted_round_robin`: each upstream in turn, as often as its `weight` says and evenly spread. The turns belong to the
 /// handler and start anew after a reload.
 #[derive(Default)]
-pub struct WeightedRoundRobin {
+pub(crate) struct WeightedRoundRobin {
     credits: Mutex<Vec<i64>>,
 }
 

@@ -21,7 +21,7 @@ use crate::pki::{Authority, LOCAL, PkiApp, Tier, now};
 /// ```
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct InternalIssuerConfig {
+pub(crate) struct InternalIssuerConfig {
     /// The id of an authority of the application `pki`. Default: `"local"`.
     #[serde(default)]
     ca: Option<At<String>>,

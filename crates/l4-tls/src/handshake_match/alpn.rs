@@ -14,10 +14,10 @@ use crate::ClientHello;
 /// compared byte by byte; with an empty list it never holds. May contain placeholders, filled in per connection.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct AlpnConfig(Vec<At<String>>);
+pub(crate) struct AlpnConfig(Vec<At<String>>);
 
 /// The client offers one of some protocols.
-pub struct MatchAlpn {
+pub(crate) struct MatchAlpn {
     protocols: Vec<Template>,
 }
 
@@ -26,7 +26,7 @@ impl MatchAlpn {
     ///
     /// # Errors
     /// [`Rejected`] once the reason was reported to `cx`.
-    pub fn provision(config: AlpnConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+    pub(crate) fn provision(config: AlpnConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
         Ok(Self {
             protocols: cx.all(&config.0, |cx, protocol| cx.template(protocol))?,
         })

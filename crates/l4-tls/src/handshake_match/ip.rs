@@ -13,7 +13,7 @@ use crate::ClientHello;
 /// Addresses that a client may and may not have.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct RemoteIpConfig {
+pub(crate) struct RemoteIpConfig {
     /// Addresses and prefixes, such as `["10.0.0.0/8", "::1"]`, or `private_ranges`. The client must be in one of them;
     /// absent or empty, it may be anywhere. Placeholders are filled in when the configuration is loaded. Default:
     /// anywhere.
@@ -28,7 +28,7 @@ pub struct RemoteIpConfig {
 /// Addresses that a hello may be received on.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct LocalIpConfig {
+pub(crate) struct LocalIpConfig {
     /// Addresses and prefixes, such as `["192.0.2.1"]`, or `private_ranges`. The local address must be in one of them;
     /// absent or empty, any IP address will do. Placeholders are filled in when the configuration is loaded. Default:
     /// any IP address.
@@ -37,13 +37,13 @@ pub struct LocalIpConfig {
 }
 
 /// The client's address is among some and not among others. A Unix socket has none and never matches.
-pub struct MatchRemoteIp {
+pub(crate) struct MatchRemoteIp {
     ranges: IpRanges,
     not_ranges: IpRanges,
 }
 
 /// The local address is among some. A Unix socket has none and never matches.
-pub struct MatchLocalIp {
+pub(crate) struct MatchLocalIp {
     ranges: IpRanges,
 }
 
@@ -52,7 +52,10 @@ impl MatchRemoteIp {
     ///
     /// # Errors
     /// [`Rejected`] once the reason was reported to `cx`.
-    pub fn provision(config: RemoteIpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+    pub(crate) fn provision(
+        config: RemoteIpConfig,
+        cx: &mut Provision<'_>,
+    ) -> Result<Self, Rejected> {
         let ranges = cx.ip_ranges(&config.ranges.unwrap_or_default());
         let not_ranges = cx.ip_ranges(&config.not_ranges.unwrap_or_default());
         Ok(Self {
@@ -67,7 +70,10 @@ impl MatchLocalIp {
     ///
     /// # Errors
     /// [`Rejected`] once the reason was reported to `cx`.
-    pub fn provision(config: LocalIpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+    pub(crate) fn provision(
+        config: LocalIpConfig,
+        cx: &mut Provision<'_>,
+    ) -> Result<Self, Rejected> {
         Ok(Self {
             ranges: cx.ip_ranges(&config.ranges.unwrap_or_default())?,
         })

@@ -20,10 +20,10 @@ use crate::client_hello::HostName;
 /// in per connection; lists without them are found by look-up, however many routes have one.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct SniConfig(Vec<At<String>>);
+pub(crate) struct SniConfig(Vec<At<String>>);
 
 /// The client asks for one of some server names.
-pub struct MatchSni {
+pub(crate) struct MatchSni {
     /// Sorted.
     names: Vec<Pattern>,
     /// The most labels that a wildcard in `names` stands for.
@@ -36,7 +36,7 @@ impl MatchSni {
     ///
     /// # Errors
     /// [`Rejected`] once the reason was reported to `cx`.
-    pub fn provision(config: SniConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+    pub(crate) fn provision(config: SniConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
         let mut names = Vec::new();
         let mut templates = Vec::new();
         for entry in cx.all(&config.0, |cx, entry| {

@@ -14,7 +14,7 @@ use crate::ClientHello;
 /// A regular expression that the server name must match.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct SniRegexpConfig {
+pub(crate) struct SniRegexpConfig {
     /// A name for the expression, made of letters, digits and `_`: captures are then also found as
     /// `{tls.regexp.NAME.GROUP}`, where no other expression hides them. Default: none.
     #[serde(default)]
@@ -29,14 +29,17 @@ pub struct SniRegexpConfig {
 }
 
 /// The server name matches a regular expression.
-pub struct MatchSniRegexp(NamedExpression);
+pub(crate) struct MatchSniRegexp(NamedExpression);
 
 impl MatchSniRegexp {
     /// Makes the condition.
     ///
     /// # Errors
     /// [`Rejected`] once the reason was reported to `cx`.
-    pub fn provision(config: SniRegexpConfig, cx: &mut Provision<'_>) -> Result<Self, Rejected> {
+    pub(crate) fn provision(
+        config: SniRegexpConfig,
+        cx: &mut Provision<'_>,
+    ) -> Result<Self, Rejected> {
         let pattern = match &config.pattern {
             Some(pattern) => expand_pattern(pattern, cx)?,
             None => String::new(),
