@@ -302,6 +302,8 @@ fn thread_of(conncept: &Conncept, client: &mut TcpStream) -> String {
     let before = waits();
     for _ in 0..50 {
         echoes(client, b"who?");
+        // Or the next comes before the thread has gone to sleep, and it never waits.
+        pause(Duration::from_millis(1));
     }
     let most = waits()
         .into_iter()
