@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -282,6 +284,33 @@ fn one_worker_is_enough() {
     assert_eq!(ask((ip, 80), b""), "there");
 }
 
+/// The thread that serves the client of an echo: the one that has waited most often meanwhile.
+fn thread_of(conncept: &Conncept, client: &mut TcpStream) -> String {
+    let waits = || -> HashMap<String, u64> {
+        let threads = fs::read_dir(format!("/proc/{}/task", conncept.pid())).unwrap();
+        let waits = threads.filter_map(|thread| {
+            let thread = thread.unwrap();
+            // It may have ended just now.
+            let status = fs::read_to_string(thread.path().join("status")).ok()?;
+            let mut lines = status.lines();
+            let waits = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            let thread = thread.file_name().into_string().unwrap();
+            Some((thread, waits.unwrap().trim().parse().unwrap()))
+        });
+        waits.collect()
+    };
+    let before = waits();
+    for _ in 0..50 {
+        echoes(client, b"who?");
+        // Or the next comes before the thread has gone to sleep, and it never waits.
+        pause(Duration::from_millis(1));
+    }
+    let most = waits()
+        .into_iter()
+        .max_by_key(|(thread, waits)| waits - before.get(thread).unwrap_or(&0));
+    most.unwrap().0
+}
+
 #[test]
 fn shards_keep_their_connections_over_a_reload_and_end_them_with_the_process() {
     let ip = loopback();
@@ -297,6 +326,13 @@ fn shards_keep_their_connections_over_a_reload_and_end_them_with_the_process() {
     for client in &mut clients {
         echoes(client, b"before");
     }
+    // They take turns, and each stays where it is.
+    let threads: Vec<_> = (clients.iter_mut())
+        .map(|client| thread_of(&conncept, client))
+        .collect();
+    let different: HashSet<_> = threads.iter().collect();
+    assert_eq!(different.len(), 3, "{threads:?}");
+    assert_eq!(threads[..4], threads[3..], "{threads:?}");
     assert_eq!(
         conncept.reload(&servers("after").to_string()),
         e2e::Reload::Done

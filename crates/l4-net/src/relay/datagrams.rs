@@ -34,6 +34,8 @@ pub(super) struct Exchange {
 #[derive(Default)]
 struct Held {
     bytes: u64,
+    /// Counted beside the bytes, because there are empty ones.
+    datagrams: u64,
     kept: VecDeque<Box<[u8]>>,
 }
 
@@ -100,7 +102,7 @@ impl Exchange {
     /// Differs when something has moved in this task.
     fn moved(&self) -> (u64, u64, usize) {
         let kept = self.up.kept.len() + self.down.kept.len();
-        (self.up.bytes, self.down.bytes, kept)
+        (self.up.datagrams, self.down.datagrams, kept)
     }
 
     /// Ready when nothing has moved for too long, the passage included.
@@ -159,6 +161,7 @@ impl Held {
             let waker = cx.waker().clone();
             let mut sent = Ok(());
             let received = from.poll_receive_many(cx, &mut |datagrams| {
+                self.datagrams += datagrams.len() as u64;
                 self.bytes += datagrams.iter().map(|d| d.len() as u64).sum::<u64>();
                 if sent.is_ok() {
                     sent = self.send(to, &mut Context::from_waker(&waker), datagrams);
@@ -209,18 +212,28 @@ impl Held {
 
     /// Sends what is kept; whether nothing is left.
     fn flush(&mut self, to: &mut Transport, cx: &mut Context<'_>) -> Result<bool, Over> {
-        while let Some(first) = self.kept.front() {
-            match to.poll_send_many(cx, &[first]) {
+        if self.kept.is_empty() {
+            return Ok(true);
+        }
+        // All of them, so that a session can count what waits for it.
+        let all: Vec<&[u8]> = self.kept.iter().map(AsRef::as_ref).collect();
+        let mut rest = all.as_slice();
+        while !rest.is_empty() {
+            let sent = match to.poll_send_many(cx, rest) {
                 Poll::Ready(Err(error)) if !is_transient(&error) => {
                     return Err(Over::Receiver(error));
                 }
-                Poll::Ready(_) => drop(self.kept.pop_front()),
-                Poll::Pending => return Ok(false),
-            }
+                Poll::Ready(sent) => sent.map_or(1, |sent| sent.max(1)),
+                Poll::Pending => break,
+            };
+            rest = rest.get(sent..).unwrap_or_default();
         }
-        if self.kept.capacity() > 0 {
-            self.kept = VecDeque::new();
+        let gone = all.len() - rest.len();
+        if gone < all.len() {
+            self.kept.drain(..gone);
+            return Ok(false);
         }
+        self.kept = VecDeque::new();
         Ok(true)
     }
 }

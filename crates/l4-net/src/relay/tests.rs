@@ -815,6 +815,25 @@ async fn datagrams_keep_their_boundaries_and_a_lost_one_ends_nothing() {
     assert_eq!(relaying.await.unwrap().reason, EndReason::IdleTimeout);
 }
 
+#[tokio::test(start_paused = true)]
+async fn empty_datagrams_keep_a_session_with_an_idle_limit() {
+    let limits = Limits {
+        idle: Some(Duration::from_secs(10)),
+        ..NO_LIMITS
+    };
+    let (client, client_in, mut client_out) = queues();
+    let (server, server_in, mut server_out) = queues();
+    let relaying = tokio::spawn(relay(client, [server], limits));
+    for (give, out) in [(&client_in, &mut server_out), (&server_in, &mut client_out)] {
+        for _ in 0..5 {
+            sleep(Duration::from_secs(9)).await;
+            give.send(bytes::Bytes::new()).await.unwrap();
+            assert_eq!(out.recv().await.unwrap(), b"");
+        }
+    }
+    assert_eq!(relaying.await.unwrap().reason, EndReason::IdleTimeout);
+}
+
 /// A Unix datagram server that goes away leaves such a socket behind: it sends nothing any more and receives nothing.
 #[tokio::test(start_paused = true)]
 async fn a_datagram_socket_that_cannot_send_any_more_ends_its_session() {

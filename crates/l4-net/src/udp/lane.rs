@@ -1,6 +1,7 @@
 //! One session's half-way house: filled by the receive task, emptied by the session, ended by either.
 
 use std::collections::VecDeque;
+use std::mem::take;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -29,6 +30,8 @@ pub(super) struct Lane<K> {
 
 struct State {
     queue: VecDeque<Kept>,
+    /// What the datagrams are counted as that [`Lane::poll_recv_many`] gave last: the session may have copied some.
+    lent: usize,
     reader: Option<Waker>,
     /// Since when the session has been waiting for a datagram while none was sent. `None` while it is not waiting: a
     /// session that is dialling, or has datagrams to take, is not idle.
@@ -75,6 +78,7 @@ impl<K> Lane<K> {
     ) -> Self {
         let state = State {
             queue: VecDeque::new(),
+            lent: 0,
             reader: None,
             idle_since: None,
             life: Life::Open,
@@ -196,6 +200,7 @@ impl<K> Lane<K> {
         now: impl FnOnce() -> Instant,
     ) -> Poll<Option<Bytes>> {
         let mut state = self.lock();
+        self.give_back(&mut state);
         state.passing = false;
         if let Some(datagram) = state.queue.pop_front() {
             return Poll::Ready(Some(Bytes::from_owner(datagram)));
@@ -203,7 +208,8 @@ impl<K> Lane<K> {
         state.poll_idle(cx, now).map(|()| None)
     }
 
-    /// As [`Self::poll_recv`], of all that is there.
+    /// As [`Self::poll_recv`], of all that is there. It stays counted until the session receives again: it does so when
+    /// it has sent what it copied out of `each`, for want of room where it sends to.
     pub(super) fn poll_recv_many(
         &self,
         cx: &mut Context<'_>,
@@ -211,16 +217,36 @@ impl<K> Lane<K> {
         each: &mut dyn FnMut(&[&[u8]]),
     ) -> Poll<Option<()>> {
         let mut state = self.lock();
+        self.give_back(&mut state);
         if state.queue.is_empty() {
             state.passing = state.passage.is_some();
             return state.poll_idle(cx, now).map(|()| None);
         }
         let some = state.queue.len().min(RUN);
-        let taken: SmallVec<[Kept; 4]> = state.queue.drain(..some).collect();
+        let mut taken: SmallVec<[Kept; 4]> = state.queue.drain(..some).collect();
+        state.lent = taken.iter_mut().map(|kept| take(&mut kept.cost)).sum();
         drop(state);
         let datagrams: SmallVec<[&[u8]; RUN]> = taken.iter().map(AsRef::as_ref).collect();
         each(&datagrams);
         Poll::Ready(Some(()))
+    }
+
+    fn give_back(&self, state: &mut State) {
+        let lent = take(&mut state.lent);
+        if lent > 0 {
+            self.account.release(lent);
+        }
+    }
+
+    /// Counts `bytes` that wait for room to be sent to the peer as held by the session. Whether the socket's sessions
+    /// may hold them.
+    pub(super) fn hold(&self, bytes: usize) -> bool {
+        self.account.hold(bytes)
+    }
+
+    /// Those are not held any more.
+    pub(super) fn unhold(&self, bytes: usize) {
+        self.account.release(bytes);
     }
 
     /// A datagram was sent to the peer: the session is not idle.
@@ -271,9 +297,10 @@ impl<K> Lane<K> {
         let (was, queue, permit) = {
             let mut state = self.lock();
             state.reader = None;
+            self.give_back(&mut state);
             (
                 std::mem::replace(&mut state.life, Life::Closed),
-                std::mem::take(&mut state.queue),
+                take(&mut state.queue),
                 (state.permit.take(), state.passage.take()),
             )
         };
@@ -380,7 +407,8 @@ impl<K> Shared<K> {
     }
 }
 
-/// Bytes that a session holds in datagrams, wherever they are: queued, unread in the connection, or with a handler.
+/// Bytes that a session holds in datagrams, wherever they are: queued, unread in the connection, with a handler, or
+/// waiting for room to be sent.
 struct Account {
     held: AtomicUsize,
     pool: Arc<Pool>,
@@ -395,6 +423,8 @@ pub(super) struct Pool {
 /// A kept datagram; gives its bytes back when the last reference goes.
 struct Kept {
     bytes: Box<[u8]>,
+    /// What is to be given back.
+    cost: usize,
     account: Arc<Account>,
 }
 
@@ -402,22 +432,39 @@ impl Account {
     /// Copies `datagram` if the session and the socket may hold it.
     fn keep(self: &Arc<Self>, datagram: &[u8], limit: usize) -> Result<Kept, DropReason> {
         let cost = cost(datagram.len());
-        let before = self.held.fetch_add(cost, Ordering::Relaxed);
-        let from_pool = beyond_reserve(before + cost) - beyond_reserve(before);
-        let taken = self.pool.taken.fetch_add(from_pool, Ordering::Relaxed) + from_pool;
-        // Only the receive task adds, so looking after adding cannot make two that fit refuse each other.
-        let reason = if before + cost > limit {
+        let (held, fits) = self.add(cost);
+        // Only the receive task keeps, so looking after adding cannot make two that fit refuse each other.
+        let reason = if held > limit {
             DropReason::QueueFull
-        } else if from_pool > 0 && taken > self.pool.limit {
+        } else if !fits {
             DropReason::MemoryLimit
         } else {
             return Ok(Kept {
                 bytes: datagram.into(),
+                cost,
                 account: self.clone(),
             });
         };
         self.release(cost);
         Err(reason)
+    }
+
+    /// Adds `cost`, unless that is more than the socket may hold.
+    fn hold(&self, cost: usize) -> bool {
+        let (_, fits) = self.add(cost);
+        if !fits {
+            self.release(cost);
+        }
+        fits
+    }
+
+    /// What is held with `cost`, and whether the socket may.
+    fn add(&self, cost: usize) -> (usize, bool) {
+        let before = self.held.fetch_add(cost, Ordering::Relaxed);
+        let from_pool = beyond_reserve(before + cost) - beyond_reserve(before);
+        let taken = self.pool.taken.fetch_add(from_pool, Ordering::Relaxed) + from_pool;
+        let fits = from_pool == 0 || taken <= self.pool.limit;
+        (before + cost, fits)
     }
 
     fn release(&self, cost: usize) {
@@ -455,7 +502,9 @@ impl AsRef<[u8]> for Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.account.release(cost(self.bytes.len()));
+        if self.cost > 0 {
+            self.account.release(self.cost);
+        }
     }
 }
 

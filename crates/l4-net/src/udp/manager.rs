@@ -26,7 +26,8 @@ pub struct Limits {
     pub queue: usize,
     /// Bytes in datagrams that one session may hold, waiting or taken. Default 1 MiB.
     pub session_bytes: usize,
-    /// Bytes in datagrams that all sessions together may hold beyond the first 2 KiB of each. Default 64 MiB.
+    /// Bytes in datagrams that all sessions together may hold beyond the first 2 KiB of each, answers that wait for room
+    /// to be sent included. Default 64 MiB.
     pub total_bytes: usize,
     /// What the sessions of all sockets of the process are counted in, beside its connections. Default: nothing.
     pub process: Option<ConnectionLimit>,

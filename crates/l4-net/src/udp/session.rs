@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::mem::take;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -13,7 +14,7 @@ use tokio::task::coop;
 use l4_core::Addr;
 use l4_core::conn::{Passage, Session};
 
-use super::lane::Lane;
+use super::lane::{Lane, cost};
 use super::socket::{Wire, room};
 use crate::segments::SegmentLimit;
 
@@ -29,6 +30,8 @@ pub(super) struct PeerSession<W: Wire> {
     limit: SegmentLimit,
     /// Set while the kernel has no room for what is to be sent.
     blocked: Option<Blocked>,
+    /// What those that wait for room are counted as.
+    held: usize,
 }
 
 struct Blocked {
@@ -47,35 +50,12 @@ impl<W: Wire> PeerSession<W> {
             limit: wire.limit(),
             wire,
             blocked: None,
+            held: 0,
         }
     }
-}
 
-impl<W: Wire> Session for PeerSession<W> {
-    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        // Without this a peer that sends faster than its handler works would keep the handler's task from yielding.
-        let budget = ready!(coop::poll_proceed(cx));
-        let datagram = ready!(self.lane.poll_recv(cx, Instant::now));
-        budget.made_progress();
-        Poll::Ready(datagram)
-    }
-
-    fn poll_recv_many(
-        &mut self,
-        cx: &mut Context<'_>,
-        each: &mut dyn FnMut(&[&[u8]]),
-    ) -> Poll<Option<()>> {
-        let budget = ready!(coop::poll_proceed(cx));
-        let received = ready!(self.lane.poll_recv_many(cx, Instant::now, each));
-        budget.made_progress();
-        Poll::Ready(received)
-    }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>> {
-        self.poll_send_many(cx, &[datagram]).map_ok(drop)
-    }
-
-    fn poll_send_many(
+    /// Sends without counting what waits.
+    fn poll_send_some(
         &mut self,
         cx: &mut Context<'_>,
         datagrams: &[&[u8]],
@@ -115,6 +95,53 @@ impl<W: Wire> Session for PeerSession<W> {
             return Poll::Ready(sent);
         }
     }
+}
+
+impl<W: Wire> Session for PeerSession<W> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        // Without this a peer that sends faster than its handler works would keep the handler's task from yielding.
+        let budget = ready!(coop::poll_proceed(cx));
+        let datagram = ready!(self.lane.poll_recv(cx, Instant::now));
+        budget.made_progress();
+        Poll::Ready(datagram)
+    }
+
+    fn poll_recv_many(
+        &mut self,
+        cx: &mut Context<'_>,
+        each: &mut dyn FnMut(&[&[u8]]),
+    ) -> Poll<Option<()>> {
+        let budget = ready!(coop::poll_proceed(cx));
+        let received = ready!(self.lane.poll_recv_many(cx, Instant::now, each));
+        budget.made_progress();
+        Poll::Ready(received)
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>> {
+        self.poll_send_many(cx, &[datagram]).map_ok(drop)
+    }
+
+    fn poll_send_many(
+        &mut self,
+        cx: &mut Context<'_>,
+        datagrams: &[&[u8]],
+    ) -> Poll<io::Result<usize>> {
+        let sent = self.poll_send_some(cx, datagrams);
+        if self.held > 0 {
+            self.lane.unhold(take(&mut self.held));
+        }
+        if sent.is_pending() {
+            // One alone is in the caller's hands anyway. Of more, those that are too many are lost, the oldest first.
+            let waiting = datagrams.iter().map(|datagram| cost(datagram.len())).sum();
+            if self.lane.hold(waiting) {
+                self.held = waiting;
+            } else if datagrams.len() > 1 {
+                self.lane.unsent();
+                return Poll::Ready(Err(io::Error::from_raw_os_error(libc::ENOBUFS)));
+            }
+        }
+        sent
+    }
 
     fn pass_to(&mut self, passage: Arc<Passage>) -> bool {
         self.lane.pass_to(passage);
@@ -128,6 +155,9 @@ impl<W: Wire> Session for PeerSession<W> {
 
 impl<W: Wire> Drop for PeerSession<W> {
     fn drop(&mut self) {
+        if self.held > 0 {
+            self.lane.unhold(self.held);
+        }
         self.lane.close();
     }
 }

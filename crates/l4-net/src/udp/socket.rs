@@ -1,6 +1,7 @@
 //! The kernel's side: reading batches of datagrams, sending runs of them, and the task that does the reading.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::future::{Future, pending, poll_fn};
 use std::hash::{Hash, Hasher};
 use std::io::ErrorKind::WouldBlock;
@@ -19,7 +20,7 @@ use socket2::{SockAddr, SockRef};
 use tokio::io::Interest;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::yield_now;
+use tokio::task::{coop, yield_now};
 use tracing::{debug, warn};
 
 use l4_core::Addr;
@@ -182,6 +183,10 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
                     if self.busy {
                         // Sessions on this thread take what they got before the next batch is read.
                         yield_now().await;
+                    } else {
+                        // Waiting for a socket that is readable again already does not yield, however often, and what
+                        // was just woken may be waiting for this thread.
+                        coop::consume_budget().await;
                     }
                 }
             }
@@ -367,13 +372,21 @@ pub(super) fn prepare(socket: &UdpSocket) -> io::Result<UdpSocketState> {
 /// which is twice what it gives unasked, or more. Where somebody gave it more it stays.
 fn widen(socket: &UdpSocket) {
     let socket = SockRef::from(socket);
-    if socket
-        .recv_buffer_size()
-        .is_ok_and(|size| size < RECEIVE_BUFFER)
+    let most = fs::read_to_string("/proc/sys/net/core/rmem_max");
+    let most = most.ok().and_then(|text| text.trim().parse().ok());
+    if let (Ok(size), Some(most)) = (socket.recv_buffer_size(), most)
+        && asking_widens(size, most)
     {
         // Less room loses datagrams sooner and is no reason not to serve.
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
     }
+}
+
+/// Whether a socket that has `size` gets more by asking where `most` is the system's limit. Asking for more than that sets
+/// it to the limit, and so takes away from one that got more with `SO_RCVBUFFORCE`, as systemd gives it. The kernel
+/// doubles what it is asked for, and tells the double (socket(7)).
+pub(super) fn asking_widens(size: usize, most: usize) -> bool {
+    size < 2 * RECEIVE_BUFFER.min(most)
 }
 
 impl Udp {
@@ -737,7 +750,7 @@ fn abstract_name(_: &UnixAddr) -> Option<&[u8]> {
 }
 
 /// The receive buffer that a socket asks for.
-const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
+pub(super) const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
 
 /// The longest datagram passed on. UDP has no longer ones (65 507 over IPv4); handlers read with buffers of this size.
 const LONGEST: usize = 65_535;

@@ -38,7 +38,9 @@ reasons! {
     UnnamedPeer = "unnamed_peer",
     /// A `unixgram` datagram longer than 65 535 bytes.
     TooLong = "too_long",
-    /// The upstream's socket refused it: it is too long for the path, the server is away, a firewall forbids it.
+    /// The upstream's socket refused it: it is too long for the path, the server is away, a firewall forbids it. Those
+    /// that the receive task sends for a session are counted, which is all but what had to queue first; what a session
+    /// itself fails to send is the business of its handler.
     Undeliverable = "undeliverable",
 }
 

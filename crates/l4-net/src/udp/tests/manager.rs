@@ -531,6 +531,31 @@ fn a_refused_peer_takes_nothing_of_what_sessions_share() {
     assert_eq!(process.sessions(), 0);
 }
 
+#[test]
+fn what_a_session_took_at_once_stays_counted_until_it_receives_again() {
+    let mut socket = Socket::new(Limits {
+        session_bytes: 100_000,
+        ..Limits::default()
+    });
+    let bell = Arc::<Bell>::default();
+    let large = &[7; 60_000];
+    let lane = socket.open(1, large);
+    for lost in 1..4 {
+        assert!(recv_many(&lane, socket.now, &bell).is_ready());
+        let held = cost(large.len()) - RESERVE;
+        assert_eq!(socket.table.pool().taken(), held);
+        // It may have copied the first.
+        socket.deliver(1, large);
+        assert_eq!(socket.stats.dropped(DropReason::QueueFull), lost);
+        assert!(recv_many(&lane, socket.now, &bell).is_pending());
+        assert_eq!(socket.table.pool().taken(), 0);
+        socket.deliver(1, large);
+    }
+    assert!(recv_many(&lane, socket.now, &bell).is_ready());
+    lane.close();
+    assert_eq!(socket.table.pool().taken(), 0);
+}
+
 /// An upstream's socket that fails as scripted, then works.
 #[derive(Default)]
 struct Upstream {

@@ -4,17 +4,19 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use l4_core::Addr;
+use bytes::Bytes;
 use l4_core::conn::Session;
+use l4_core::{Addr, Io, Transport};
 
-use super::super::lane::Lane;
+use super::super::lane::{Lane, RESERVE, cost};
 use super::super::manager::{Limits, Table};
 use super::super::session::PeerSession;
 use super::super::socket::{Arrival, Wire};
 use super::super::stats::Stats;
+use crate::relay::{is_transient, relay};
 use crate::segments::SegmentLimit;
 
 /// Sends fail as scripted, then work.
@@ -68,8 +70,12 @@ struct Scene {
 }
 
 fn scene(failures: &[io::ErrorKind]) -> Scene {
+    limited_scene(failures, Limits::default())
+}
+
+fn limited_scene(failures: &[io::ErrorKind], limits: Limits) -> Scene {
     let stats = Arc::new(Stats::default());
-    let mut table = Table::new(Limits::default(), stats.clone());
+    let mut table = Table::new(limits, stats.clone());
     let lane = deliver(&mut table, b"first").expect("a session");
     let failures = Mutex::new(failures.iter().copied().collect());
     let wire = Arc::new(Script {
@@ -99,9 +105,10 @@ fn deliver(table: &mut Table<u32>, datagram: &[u8]) -> Option<Arc<Lane<u32>>> {
     lane
 }
 
+const FULL: io::ErrorKind = io::ErrorKind::WouldBlock;
+
 #[tokio::test(start_paused = true)]
 async fn a_send_waits_for_room_and_does_not_trust_it_twice() {
-    const FULL: io::ErrorKind = io::ErrorKind::WouldBlock;
     let Scene {
         table: _table,
         stats,
@@ -115,6 +122,93 @@ async fn a_send_waits_for_room_and_does_not_trust_it_twice() {
     // Readiness was asked for once; it said "ready" and was wrong, so what followed was a pause.
     assert_eq!(*wire.waited.lock().unwrap(), 1);
     assert_eq!(stats.sent(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_room_is_counted_and_too_much_of_it_is_lost() {
+    let limits = Limits {
+        total_bytes: 100_000,
+        ..Limits::default()
+    };
+    let Scene {
+        table,
+        stats,
+        wire,
+        mut session,
+    } = limited_scene(&[FULL, FULL], limits);
+    let (large, first) = (vec![7; 60_000], cost(b"first".len()));
+    let waiting = cost(large.len()) + first - RESERVE;
+    let run: [&[u8]; 2] = [&large, &large];
+    let Poll::Ready(Err(error)) = at_once(|cx| session.poll_send_many(cx, &run)).await else {
+        panic!("both were held")
+    };
+    assert!(is_transient(&error), "{error}");
+    assert_eq!((stats.unsent(), table.pool().taken()), (1, 0));
+    let run = &run[1..];
+    assert!(
+        at_once(|cx| session.poll_send_many(cx, run))
+            .await
+            .is_pending()
+    );
+    assert_eq!(table.pool().taken(), waiting);
+    poll_fn(|cx| session.poll_send_many(cx, run)).await.unwrap();
+    assert_eq!((stats.sent(), table.pool().taken()), (1, 0));
+    *wire.failures.lock().unwrap() = [FULL, FULL].into();
+    assert!(
+        at_once(|cx| session.poll_send_many(cx, run))
+            .await
+            .is_pending()
+    );
+    assert_eq!(table.pool().taken(), waiting);
+    drop(session);
+    assert_eq!(table.pool().taken(), 0);
+}
+
+/// Has no room, ever, and receives nothing, or `answer` once.
+struct Deaf {
+    answer: Option<Bytes>,
+}
+
+impl Session for Deaf {
+    fn poll_recv(&mut self, _: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        self.answer
+            .take()
+            .map_or(Poll::Pending, |answer| Poll::Ready(Some(answer)))
+    }
+
+    fn poll_send(&mut self, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+
+    fn local(&self) -> Addr {
+        Addr::UNNAMED
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_relay_keeps_for_a_slow_receiver_is_counted_in_both_directions() {
+    let Scene {
+        mut table, session, ..
+    } = scene(&[FULL, FULL]);
+    let first = cost(b"first".len());
+    for _ in 0..3 {
+        assert!(deliver(&mut table, &[7; 50_000]).is_none());
+    }
+    let up = first + 3 * cost(50_000);
+    assert_eq!(table.pool().taken(), up - RESERVE);
+    let answer = Some(Bytes::from_static(&[7; 40_000]));
+    let client = Transport::new(Io::Datagram(Box::new(session)), None);
+    let peer = Transport::new(Io::Datagram(Box::new(Deaf { answer })), None);
+    let mut relaying = Box::pin(relay(client, [peer], crate::relay::Limits::default()));
+    assert!(at_once(|cx| relaying.as_mut().poll(cx)).await.is_pending());
+    assert_eq!(table.pool().taken(), up + cost(40_000) - RESERVE);
+    drop(relaying);
+    assert_eq!(table.pool().taken(), 0);
+}
+
+/// What one poll gives.
+async fn at_once<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+    poll_fn(|cx| Poll::Ready(poll(cx))).await
 }
 
 #[tokio::test]

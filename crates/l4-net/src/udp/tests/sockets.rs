@@ -16,7 +16,9 @@ use tokio::time::timeout;
 use l4_core::conn::{Received, Session};
 use l4_core::{Addr, Connection, Io, Record, Transport};
 
-use super::super::socket::{Receiver, Udp, prepare, sockopt, written_to};
+use super::super::socket::{
+    RECEIVE_BUFFER, Receiver, Udp, asking_widens, prepare, sockopt, written_to,
+};
 use super::super::{DatagramListener, DropReason, Limits, NewSession, Opening, Phase, Stats};
 use crate::datagrams::Datagrams;
 use crate::relay::{Relayed, relay};
@@ -962,7 +964,9 @@ async fn an_upstream_that_is_away_costs_datagrams_and_not_the_session() {
 #[tokio::test]
 async fn a_socket_for_one_address_is_not_told_it_with_every_datagram_and_has_room_for_bursts() {
     let plain = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let usual = socket2::SockRef::from(&plain).recv_buffer_size().unwrap();
+    let plain = socket2::SockRef::from(&plain);
+    plain.set_recv_buffer_size(RECEIVE_BUFFER).unwrap();
+    let most = plain.recv_buffer_size().unwrap();
     for (addr, told) in [("127.0.0.1:0", 0), ("0.0.0.0:0", 1)] {
         let ours = UdpSocket::bind(addr).unwrap();
         prepare(&ours).unwrap();
@@ -971,6 +975,30 @@ async fn a_socket_for_one_address_is_not_told_it_with_every_datagram_and_has_roo
         let tos = sockopt::get(&ours, libc::IPPROTO_IP, libc::IP_RECVTOS);
         assert_eq!(tos.unwrap(), 0);
         let room = socket2::SockRef::from(&ours).recv_buffer_size().unwrap();
-        assert!(room >= usual, "{room} {usual}");
+        assert_eq!(room, most, "{addr}");
     }
+}
+
+#[test]
+fn a_socket_that_was_given_more_room_than_one_may_ask_for_keeps_it() {
+    const KIB: usize = 1024;
+    // What systemd forced to 2 MiB, where the limit is that of most distributions.
+    assert!(!asking_widens(4096 * KIB, 208 * KIB));
+    assert!(!asking_widens(416 * KIB, 208 * KIB));
+    assert!(asking_widens(208 * KIB, 208 * KIB));
+    assert!(asking_widens(416 * KIB, 16 * KIB * KIB));
+    assert!(!asking_widens(8192 * KIB, 16 * KIB * KIB));
+}
+
+#[tokio::test]
+async fn a_socket_with_more_room_than_ours_asks_for_keeps_it() {
+    let given = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let forced = 5 * RECEIVE_BUFFER as libc::c_int;
+    // Only an administrator may force it; others are tested with as much as they can have.
+    let _ = sockopt::set(&given, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, forced)
+        .or_else(|_| sockopt::set(&given, libc::SOL_SOCKET, libc::SO_RCVBUF, forced));
+    let before = socket2::SockRef::from(&given).recv_buffer_size().unwrap();
+    prepare(&given).unwrap();
+    let after = socket2::SockRef::from(&given).recv_buffer_size().unwrap();
+    assert_eq!(after, before);
 }
