@@ -64,8 +64,9 @@ impl Report {
         std::fs::write(
             file,
             format!(
-                "# Report of `cargo xtask bench`\n\n{}\n\nMedians of the rounds, with minimum and maximum; \
-                 \"to the first\" is the median divided by that of the first row.\n\n{}\n",
+                "# Report of `cargo xtask bench`\n\n{}\n\nMedians of the rounds, with minimum and maximum. \
+                 \"To the first\" is the ratio to the first row within a round, the median over all rounds: what \
+                 the machine did to both in that round is not in it.\n\n{}\n",
                 self.machine,
                 tables.trim_end()
             ),
@@ -147,6 +148,17 @@ impl Row {
     }
 }
 
+impl Row {
+    /// The costs in relation to those of another in the same rounds; the median. None where that costs nothing.
+    fn ratio_to(&self, other: &Self) -> Option<f64> {
+        let rounds = self.costs.iter().zip(&other.costs);
+        let ratios: Vec<f64> = rounds.map(|(own, other)| own / other).collect();
+        summary(&ratios)
+            .map(|[_, median, _]| median)
+            .filter(|ratio| ratio.is_finite())
+    }
+}
+
 /// Minimum, median and maximum.
 fn summary(figures: &[f64]) -> Option<[f64; 3]> {
     let mut sorted = figures.to_vec();
@@ -169,18 +181,12 @@ impl Table {
             self.unit,
             if self.rate.is_some() { "---|" } else { "" },
         );
-        let first = self
-            .rows
-            .iter()
-            .find_map(Row::cost)
-            .map(|[_, first, _]| first);
+        let first = self.rows.iter().find(|row| !row.costs.is_empty());
         for row in &self.rows {
             text += &match row.cost() {
                 Some([min, median, max]) => {
-                    let ratio = match first {
-                        Some(first) if first != 0.0 => format!("{:.2}", median / first),
-                        _ => "-".to_owned(),
-                    };
+                    let ratio = first.and_then(|first| row.ratio_to(first));
+                    let ratio = ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
                     format!(
                         "| {} | {median:.2} | {min:.2} | {max:.2} | {ratio} |",
                         row.label
@@ -247,6 +253,17 @@ mod tests {
         assert_eq!(summary(&[4.0, 1.0, 3.0, 2.0]), Some([1.0, 2.5, 4.0]));
         assert_eq!(summary(&[9.0, 1.0, 3.0]), Some([1.0, 3.0, 9.0]));
         assert_eq!(summary(&[]), None);
+    }
+
+    #[test]
+    fn a_ratio_is_taken_within_each_round() {
+        let mut rows = [Row::new("a"), Row::new("b")];
+        for (i, (a, b)) in [(1.0, 2.0), (10.0, 20.0), (4.0, 4.0)].into_iter().enumerate() {
+            rows[0].note(i + 1, (Some(a), 1.0));
+            rows[1].note(i + 1, (Some(b), 1.0));
+        }
+        assert_eq!(rows[1].ratio_to(&rows[0]), Some(2.0));
+        assert_eq!(rows[0].ratio_to(&Row::new("none")), None);
     }
 
     #[test]
