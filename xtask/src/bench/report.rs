@@ -258,7 +258,10 @@ mod tests {
     #[test]
     fn a_ratio_is_taken_within_each_round() {
         let mut rows = [Row::new("a"), Row::new("b")];
-        for (i, (a, b)) in [(1.0, 2.0), (10.0, 20.0), (4.0, 4.0)].into_iter().enumerate() {
+        for (i, (a, b)) in [(1.0, 2.0), (10.0, 20.0), (4.0, 4.0)]
+            .into_iter()
+            .enumerate()
+        {
             rows[0].note(i + 1, (Some(a), 1.0));
             rows[1].note(i + 1, (Some(b), 1.0));
         }
