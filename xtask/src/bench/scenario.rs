@@ -553,7 +553,7 @@ fn measure(proxy: &Proxy, work: impl FnOnce() -> Result<f64>) -> Result<(Option<
     // What the last closes cost shall be in it.
     pause(Duration::from_millis(50));
     let used = match (before, proxy.cpu()?) {
-        (Some(before), Some(after)) => Some(after.saturating_sub(before).as_secs_f64() / units),
+        (Some(before), Some(after)) => Some(after.since(&before).as_secs_f64() / units),
         _ => None,
     };
     Ok((used, units / took.as_secs_f64()))
