@@ -33,7 +33,7 @@ pub(crate) struct Args {
     /// caddy-l4. Without it: all that are there.
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
-    /// Rounds for each contestant.
+    /// Rounds for each contestant; three times as many where a round takes a fraction of a second.
     #[arg(long, default_value_t = 10)]
     rounds: usize,
     /// Measure this binary of ours instead of building one from this checkout.
