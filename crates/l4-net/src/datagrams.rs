@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
@@ -10,10 +10,10 @@ use bytes::Bytes;
 use l4_core::Addr;
 use l4_core::conn::{SendNow, Session};
 use quinn_udp::{RecvMeta, UdpSocketState};
-use tokio::io::{Interest, ReadBuf};
-use tokio::net::{UdpSocket, UnixDatagram};
+use tokio::io::ReadBuf;
+use tokio::net::UnixDatagram;
 
-use crate::segments::{self, BATCH, Runs, STRIDE, SegmentLimit};
+use crate::segments::{self, BATCH, Room, Runs, STRIDE, SegmentLimit, UdpReader};
 use crate::udp::sockopt;
 
 /// The datagrams exchanged with one server, over a socket that was connected to it.
@@ -22,10 +22,13 @@ use crate::udp::sockopt;
 /// "connection refused", can come back, and its answers are read then.
 pub(crate) struct Datagrams {
     socket: Socket,
-    /// How much is read at once. Most sessions get one answer at a time, and every buffer costs a little.
+    /// How much is read at once. Most sessions get one answer at a time. Then a plain read and another one that finds nothing
+    /// take 0.4 µs less than one that asks for two.
     expecting: Expecting,
     /// Whether the kernel merges datagrams, so that one read may give several.
     merging: bool,
+    /// Set while the kernel has no room for what is to be sent.
+    room: Option<Room>,
     /// Read and not yet received: what was merged with a datagram that was received alone.
     ahead: VecDeque<Bytes>,
 }
@@ -37,22 +40,26 @@ enum Socket {
 
 /// A connected UDP socket, which others may send on.
 struct Connected {
-    socket: UdpSocket,
+    socket: UdpReader,
     limit: SegmentLimit,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Expecting {
+    /// One datagram.
     Little,
+    /// As before, and one was read since the socket was last found empty.
+    Another,
     Much,
 }
 
 impl Datagrams {
-    pub(crate) fn udp(socket: UdpSocket) -> Self {
-        Self::new(Socket::Udp(Arc::new(Connected {
-            socket,
+    /// Of a socket that is connected and does not block.
+    pub(crate) fn udp(socket: UdpSocket) -> io::Result<Self> {
+        Ok(Self::new(Socket::Udp(Arc::new(Connected {
+            socket: UdpReader::new(socket)?,
             limit: SegmentLimit::default(),
-        })))
+        }))))
     }
 
     pub(crate) fn unix(socket: UnixDatagram) -> Self {
@@ -64,6 +71,7 @@ impl Datagrams {
             socket,
             expecting: Expecting::Little,
             merging: false,
+            room: None,
             ahead: VecDeque::new(),
         }
     }
@@ -76,12 +84,18 @@ impl Datagrams {
     ) -> Poll<io::Result<()>> {
         // A datagram must be taken whole, and how long it is shows only afterwards.
         segments::with_scratch(|scratch| {
-            let mut buf = ReadBuf::new(scratch.get_mut(..LONGEST).unwrap_or_default());
-            ready!(match &self.socket {
-                Socket::Udp(connected) => connected.socket.poll_recv(cx, &mut buf),
-                Socket::Unix(socket) => socket.poll_recv(cx, &mut buf),
-            })?;
-            each(&[buf.filled()]);
+            let buf = scratch.get_mut(..LONGEST).unwrap_or_default();
+            let len = match &self.socket {
+                Socket::Udp(connected) => {
+                    ready!(connected.socket.poll_read(cx, |socket| socket.recv(buf)))?
+                }
+                Socket::Unix(socket) => {
+                    let mut buf = ReadBuf::new(buf);
+                    ready!(socket.poll_recv(cx, &mut buf))?;
+                    buf.filled().len()
+                }
+            };
+            each(&[buf.get(..len).unwrap_or_default()]);
             Poll::Ready(Ok(()))
         })
     }
@@ -95,27 +109,32 @@ impl Datagrams {
         let (Socket::Udp(connected), Some(reader)) = (&self.socket, reader()) else {
             return self.poll_one(cx, each);
         };
-        let socket = &connected.socket;
-        let received = loop {
-            ready!(socket.poll_recv_ready(cx))?;
-            let received = match self.expecting {
-                Expecting::Little => receive::<FEW>(reader, socket, each),
-                Expecting::Much => receive::<BATCH>(reader, socket, each),
+        if !self.merging && self.expecting != Expecting::Much {
+            let received = self.poll_one(cx, each);
+            self.expecting = match (&received, self.expecting) {
+                (Poll::Ready(Ok(())), Expecting::Little) => Expecting::Another,
+                // Two were waiting.
+                (Poll::Ready(Ok(())), _) => Expecting::Much,
+                _ => Expecting::Little,
             };
-            match received {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                received => break received?,
-            }
-        };
-        match received {
-            Batch::Full => {
-                if !self.merging {
-                    // Not before: a session of one question and one answer is spared the system call.
-                    self.merging = true;
-                    merge(socket);
-                }
-                self.expecting = Expecting::Much;
-            }
+            return received;
+        }
+        let received = connected.socket.poll_read_many(cx, |socket| {
+            let (count, batch) = match self.expecting {
+                Expecting::Much => receive::<BATCH>(reader, socket, each),
+                _ => receive::<FEW>(reader, socket, each),
+            }?;
+            // Fewer than there was room for: nothing is left, or an error has come meanwhile, which the kernel announces.
+            Ok((batch == Batch::Full, (count, batch)))
+        });
+        let (count, batch) = ready!(received)?;
+        if count >= MANY && !self.merging {
+            // Not before: a merged datagram is told by a control message, which each one then costs.
+            self.merging = true;
+            merge(connected.socket.get());
+        }
+        match batch {
+            Batch::Full => self.expecting = Expecting::Much,
             Batch::One => self.expecting = Expecting::Little,
             Batch::Some => {}
         }
@@ -191,10 +210,14 @@ impl Session for Datagrams {
             }
         };
         loop {
+            if let Some(room) = &self.room {
+                ready!(room.poll(cx))?;
+                self.room = None;
+            }
             // Not asked for readiness first, which costs as much as it saves.
             match connected.send_now(datagrams) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    ready!(connected.socket.poll_send_ready(cx))?;
+                    self.room = Some(connected.socket.room()?);
                 }
                 sent => return Poll::Ready(sent),
             }
@@ -211,7 +234,7 @@ impl Session for Datagrams {
     fn local(&self) -> Addr {
         match &self.socket {
             Socket::Udp(connected) => {
-                (connected.socket.local_addr()).map_or(Addr::UNNAMED, Addr::Udp)
+                (connected.socket.get().local_addr()).map_or(Addr::UNNAMED, Addr::Udp)
             }
             Socket::Unix(socket) => Addr::Unix {
                 path: socket
@@ -226,17 +249,14 @@ impl Session for Datagrams {
 
 impl SendNow for Connected {
     fn send_now(&self, datagrams: &[&[u8]]) -> io::Result<usize> {
+        let socket = self.socket.get();
         self.limit.send(
             datagrams,
-            |run| {
-                self.socket.try_io(Interest::WRITABLE, || {
-                    segments::send(&self.socket, None, None, run)
-                })
-            },
+            |run| segments::send(socket, None, None, run),
             |datagram| {
-                let mut sent = self.socket.try_send(datagram);
+                let mut sent = socket.send(datagram);
                 if sent.as_ref().is_err_and(is_hearsay) {
-                    sent = self.socket.try_send(datagram);
+                    sent = socket.send(datagram);
                 }
                 sent.map(drop)
             },
@@ -250,6 +270,7 @@ fn is_hearsay(error: &io::Error) -> bool {
 }
 
 /// What a read gave.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Batch {
     /// As much as there was room for: there may be more.
     Full,
@@ -258,35 +279,23 @@ enum Batch {
     One,
 }
 
-/// Reads up to `N` buffers, two at least, and gives what is in them to `each`, in order.
+/// Reads up to `N` buffers, two at least, and gives what is in them to `each`, in order. How many had something.
 fn receive<const N: usize>(
     reader: &UdpSocketState,
     socket: &UdpSocket,
     each: &mut dyn FnMut(&[&[u8]]),
-) -> io::Result<Batch> {
+) -> io::Result<(usize, Batch)> {
     segments::with_scratch(|scratch| {
         let mut chunks = scratch.chunks_mut(STRIDE);
         let mut buffers: [_; N] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
         let mut metas = [RecvMeta::default(); N];
-        let mut count = 0;
-        let received = socket.try_io(Interest::READABLE, || {
-            count = reader.recv(socket.into(), &mut buffers, &mut metas)?;
-            // Fewer than there was room for: nothing is left, or an error has come meanwhile, which the kernel announces.
-            // Saying so here saves the system call that would only find that out.
-            match count < N {
-                true => Err(ErrorKind::WouldBlock.into()),
-                false => Ok(()),
-            }
-        });
-        if count == 0 {
-            received?;
-        }
+        let count = reader.recv(socket.into(), &mut buffers, &mut metas)?;
         if let (1, [meta, ..], [buffer, ..]) = (count, &metas[..], &buffers[..])
             && meta.stride >= meta.len
         {
             each(&[buffer.get(..meta.len).unwrap_or(buffer)]);
-            return Ok(Batch::One);
+            return Ok((count, Batch::One));
         }
         let mut runs = Runs::new();
         for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
@@ -296,11 +305,12 @@ fn receive<const N: usize>(
             }
         }
         runs.flush(each);
-        Ok(match count {
+        let batch = match count {
             n if n == N => Batch::Full,
             1 => Batch::One,
             _ => Batch::Some,
-        })
+        };
+        Ok((count, batch))
     })
 }
 
@@ -313,7 +323,7 @@ fn reader() -> Option<&'static UdpSocketState> {
             return None;
         }
         let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        let socket = std::net::UdpSocket::bind(&loopback.map(|ip| SocketAddr::new(ip, 0))[..]);
+        let socket = UdpSocket::bind(&loopback.map(|ip| SocketAddr::new(ip, 0))[..]);
         UdpSocketState::new((&socket.ok()?).into()).ok()
     };
     READER.get_or_init(make).as_ref()
@@ -328,8 +338,11 @@ fn merge(socket: &UdpSocket) {
     let _ = socket;
 }
 
-/// The buffers of a session that gets one answer at a time: the second finds out that there is no more.
+/// The buffers of a session that gets one merged run at a time: the second finds out that there is no more.
 const FEW: usize = 2;
+
+/// From so many datagrams waiting at once the kernel is to merge them.
+const MANY: usize = 8;
 
 /// The longest datagram of either network that is passed on.
 const LONGEST: usize = 65_535;
@@ -354,13 +367,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_was_away_is_heard_when_it_is_back() {
-        let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = server.local_addr().unwrap();
         drop(server);
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let socket = bound();
         let ours = socket.local_addr().unwrap();
-        socket.connect(address).await.unwrap();
-        let mut session = Datagrams::udp(socket);
+        socket.connect(address).unwrap();
+        let mut session = Datagrams::udp(socket).unwrap();
         poll_fn(|cx| session.poll_send(cx, b"anybody there?"))
             .await
             .unwrap();
@@ -368,7 +381,7 @@ mod tests {
         // The refusal is received here, and is not the end.
         let early = tokio::time::timeout(Duration::from_millis(100), receiving).await;
         assert!(early.is_err(), "{early:?}");
-        let server = std::net::UdpSocket::bind(address).unwrap();
+        let server = UdpSocket::bind(address).unwrap();
         server.send_to(b"here I am", ours).unwrap();
         let answer = poll_fn(|cx| session.poll_recv(cx)).await;
         assert_eq!(answer.as_deref(), Some(b"here I am".as_slice()));
@@ -378,12 +391,18 @@ mod tests {
     }
 
     /// A session, and the server it is connected to.
-    async fn pair() -> (Datagrams, UdpSocket) {
-        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        socket.connect(server.local_addr().unwrap()).await.unwrap();
+    async fn pair() -> (Datagrams, tokio::net::UdpSocket) {
+        let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let socket = bound();
+        socket.connect(server.local_addr().unwrap()).unwrap();
         server.connect(socket.local_addr().unwrap()).await.unwrap();
-        (Datagrams::udp(socket), server)
+        (Datagrams::udp(socket).unwrap(), server)
+    }
+
+    fn bound() -> UdpSocket {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
     }
 
     /// Datagrams of sizes that do and do not go together, the empty one among them, all different.
@@ -423,7 +442,7 @@ mod tests {
             }
             assert_eq!(received(&mut session, burst.len()).await, burst);
         }
-        assert!(session.merging, "a full batch turns merging on");
+        assert!(session.merging, "many at once turn merging on");
         // In one call, so that they are merged.
         let run: [&[u8]; 4] = [&[1; 500], &[2; 500], &[3; 500], &[4; 9]];
         segments::send(&server, None, None, &run).unwrap();
@@ -436,6 +455,19 @@ mod tests {
         }
         server.send(b"").await.unwrap();
         assert_eq!(received(&mut session, 1).await, [b""]);
+    }
+
+    #[tokio::test]
+    async fn a_few_answers_at_once_are_received_in_order_and_cost_no_control_messages() {
+        let (mut session, server) = pair().await;
+        for count in [1, 2, 3, 1, MANY - 1, 1, 1] {
+            let burst: Vec<_> = (1..=count).map(|size| vec![size as u8; size]).collect();
+            for datagram in &burst {
+                server.send(datagram).await.unwrap();
+            }
+            assert_eq!(received(&mut session, count).await, burst);
+            assert!(!session.merging);
+        }
     }
 
     #[tokio::test]

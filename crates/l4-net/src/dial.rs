@@ -22,7 +22,7 @@ use l4_core::config::{Address, Family, Network};
 use l4_core::{Addr, Io};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::Interest;
-use tokio::net::{TcpStream, UdpSocket, UnixDatagram, UnixStream};
+use tokio::net::{TcpStream, UnixDatagram, UnixStream};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
@@ -1056,11 +1056,11 @@ fn connect_udp(
                 bind(&socket, source)?;
             }
             socket.connect(&(*address).into())?;
-            UdpSocket::from_std(socket.into())
+            Datagrams::udp(socket.into())
         };
         match socket() {
-            Ok(socket) => {
-                let io = Io::Datagram(Box::new(Datagrams::udp(socket)));
+            Ok(session) => {
+                let io = Io::Datagram(Box::new(session));
                 return Some(Dialled {
                     io,
                     peer: Addr::Udp(*address),

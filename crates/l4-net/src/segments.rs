@@ -7,7 +7,12 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::net::UdpSocket;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Datagrams, or runs of datagrams that the kernel has put together, read at once.
 pub(crate) const BATCH: usize = quinn_udp::BATCH_SIZE;
@@ -20,6 +25,104 @@ pub(crate) const RUN: usize = 64;
 
 /// What a run may have in all: an IPv4 packet.
 const LONGEST_RUN: usize = 65_507;
+
+/// A UDP socket of which the runtime is told when there is something to read, and not that there is room to send again: that
+/// is so after each datagram sent, and would be an event for each.
+pub(crate) struct UdpReader(AsyncFd<UdpSocket>);
+
+impl UdpReader {
+    /// Of a socket that does not block.
+    pub(crate) fn new(socket: UdpSocket) -> io::Result<Self> {
+        register(socket, Interest::READABLE).map(Self)
+    }
+
+    /// The socket, for sending.
+    pub(crate) fn get(&self) -> &UdpSocket {
+        self.0.get_ref()
+    }
+
+    /// Waits for something to read.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await.map(drop)
+    }
+
+    /// Reads with `read` once there is something.
+    pub(crate) fn poll_read<T>(
+        &self,
+        cx: &mut Context<'_>,
+        mut read: impl FnMut(&UdpSocket) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        self.poll_read_many(cx, |socket| Ok((true, read(socket)?)))
+    }
+
+    /// As [`Self::poll_read`]; `read` says as well whether there may be more. If not, nothing is read before the kernel
+    /// tells of something.
+    pub(crate) fn poll_read_many<T>(
+        &self,
+        cx: &mut Context<'_>,
+        mut read: impl FnMut(&UdpSocket) -> io::Result<(bool, T)>,
+    ) -> Poll<io::Result<T>> {
+        loop {
+            let mut ready = ready!(self.0.poll_read_ready(cx))?;
+            match read(self.get()) {
+                Ok((more, got)) => {
+                    if !more {
+                        ready.clear_ready();
+                    }
+                    return Poll::Ready(Ok(got));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Reads with `read` if there may be something, which says as well whether there may be more.
+    pub(crate) fn try_read<T>(
+        &self,
+        read: impl FnOnce(&UdpSocket) -> io::Result<(bool, T)>,
+    ) -> io::Result<T> {
+        let mut got = None;
+        let tried = self.0.try_io(Interest::READABLE, |socket| {
+            let (more, what) = read(socket)?;
+            got = Some(what);
+            // This has the runtime wait for an event before it calls the socket readable again.
+            more.then_some(())
+                .ok_or_else(|| io::ErrorKind::WouldBlock.into())
+        });
+        match got {
+            Some(got) => Ok(got),
+            None => Err(tried
+                .err()
+                .unwrap_or_else(|| io::ErrorKind::WouldBlock.into())),
+        }
+    }
+
+    /// What tells that there is room to send, where a send would have blocked.
+    pub(crate) fn room(&self) -> io::Result<Room> {
+        register(self.get().try_clone()?, Interest::WRITABLE).map(Room)
+    }
+}
+
+#[allow(unsafe_code)]
+fn register(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
+    // SAFETY: a `UdpSocket` owns its descriptor and keeps it open and the same until it is dropped, which the `AsyncFd`
+    // that takes it over does last.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
+}
+
+/// A second descriptor of a socket, of which the runtime is told that there is room to send.
+pub(crate) struct Room(AsyncFd<UdpSocket>);
+
+impl Room {
+    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_write_ready(cx).map_ok(drop)
+    }
+
+    pub(crate) async fn wait(&self) -> io::Result<()> {
+        self.0.writable().await.map(drop)
+    }
+}
 
 /// Runs `f` with room for a batch, which is the thread's: untouched pages cost nothing, and thousands of sockets that are
 /// idle would each have touched some. Not held across an await.
@@ -236,6 +339,7 @@ pub(crate) fn send(
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::future::poll_fn;
     use std::net::UdpSocket;
 
     use super::*;
@@ -310,6 +414,60 @@ mod tests {
         runs.flush(&mut each);
         assert_eq!(got.concat(), bytes);
         assert_eq!((got.len(), calls), (200, 4));
+    }
+
+    fn connected() -> (UdpReader, UdpSocket) {
+        let bind = || UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (ours, server) = (bind(), bind());
+        ours.connect(server.local_addr().unwrap()).unwrap();
+        server.connect(ours.local_addr().unwrap()).unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (UdpReader::new(ours).unwrap(), server)
+    }
+
+    #[tokio::test]
+    async fn what_is_left_after_a_read_is_read_without_another_event() {
+        let (ours, server) = connected();
+        let read = |socket: &UdpSocket| socket.recv(&mut [0; 10]);
+        for _ in 0..3 {
+            for len in [1, 2, 3] {
+                server.send(&[b'd'; 3][..len]).unwrap();
+            }
+            for len in [1, 2, 3] {
+                assert_eq!(poll_fn(|cx| ours.poll_read(cx, read)).await.unwrap(), len);
+            }
+            let nothing = poll_fn(|cx| Poll::Ready(ours.poll_read(cx, read).is_pending()));
+            assert!(nothing.await);
+            assert!(
+                ours.try_read(|_| Ok((true, ()))).is_err(),
+                "known to be empty"
+            );
+        }
+        // Whoever says that nothing is left is not asked before something comes.
+        server.send(b"1").unwrap();
+        let once = |socket: &UdpSocket| Ok((false, socket.recv(&mut [0; 10])?));
+        assert_eq!(
+            poll_fn(|cx| ours.poll_read_many(cx, once)).await.unwrap(),
+            1
+        );
+        assert!(ours.try_read(once).is_err());
+        server.send(b"12").unwrap();
+        ours.readable().await.unwrap();
+        assert_eq!(ours.try_read(once).unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_socket_of_which_only_arrivals_are_told_tells_of_room_where_it_is_asked() {
+        let (ours, server) = connected();
+        for _ in 0..3 {
+            ours.get().send(b"datagram").unwrap();
+            let room = ours.room().unwrap();
+            poll_fn(|cx| room.poll(cx)).await.unwrap();
+            room.wait().await.unwrap();
+        }
+        // The second descriptor has gone, and the first is still known.
+        server.send(b"answer").unwrap();
+        ours.readable().await.unwrap();
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]

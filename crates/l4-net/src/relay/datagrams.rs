@@ -157,14 +157,14 @@ impl Held {
             if !self.flush(to, cx)? {
                 return Ok(Pace::Waiting);
             }
-            // The closure has a waker of its own, because the one of the context is lent to the receiving.
-            let waker = cx.waker().clone();
+            // The context is lent to the receiving, its waker is not.
+            let waker = cx.waker();
             let mut sent = Ok(());
             let received = from.poll_receive_many(cx, &mut |datagrams| {
                 self.datagrams += datagrams.len() as u64;
                 self.bytes += datagrams.iter().map(|d| d.len() as u64).sum::<u64>();
                 if sent.is_ok() {
-                    sent = self.send(to, &mut Context::from_waker(&waker), datagrams);
+                    sent = self.send(to, &mut Context::from_waker(waker), datagrams);
                 }
             });
             sent?;

@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{SockAddr, SockRef};
-use tokio::io::Interest;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{coop, yield_now};
@@ -30,7 +29,7 @@ use super::manager::{Limits, Table};
 use super::session::{PeerSession, Wait};
 use super::stats::{DropReason, Stats};
 use super::{Opening, Phase};
-use crate::segments::{self, BATCH, Runs, STRIDE, SegmentLimit};
+use crate::segments::{self, BATCH, Runs, STRIDE, SegmentLimit, UdpReader};
 
 /// A kind of datagram socket, registered with a runtime. `receive` and `send` return at once.
 pub(super) trait Wire: Sized + Send + Sync + 'static {
@@ -325,7 +324,7 @@ fn is_over(logged: Option<Instant>) -> bool {
 
 /// A UDP socket, through quinn-udp: batches, receive offload, packet information.
 pub(super) struct Udp {
-    socket: tokio::net::UdpSocket,
+    socket: UdpReader,
     state: UdpSocketState,
     bound: SocketAddr,
     /// Whether an ICMP error can end a batch, which then has a rest that the kernel does not announce again.
@@ -395,9 +394,8 @@ impl Udp {
         let is_set =
             |&(level, name): &_| sockopt::get(&socket, level, name).is_ok_and(|on| on != 0);
         let has_errors = socket.peer_addr().is_ok() || ERROR_OPTIONS.iter().any(is_set);
-        let socket = tokio::net::UdpSocket::from_std(socket)?;
         Ok(Self {
-            socket,
+            socket: UdpReader::new(socket)?,
             state,
             bound,
             has_errors,
@@ -413,7 +411,7 @@ impl Udp {
 
     fn send_from(&self, from: Option<IpAddr>, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
         if from.is_none() {
-            return self.socket.try_send_to(datagram, to).map(drop);
+            return self.socket.get().send_to(datagram, to).map(drop);
         }
         let transmit = Transmit {
             destination: to,
@@ -422,9 +420,7 @@ impl Udp {
             segment_size: None,
             src_ip: from,
         };
-        self.socket.try_io(Interest::WRITABLE, || {
-            self.state.try_send((&self.socket).into(), &transmit)
-        })
+        self.state.try_send(self.socket.get().into(), &transmit)
     }
 }
 
@@ -437,8 +433,8 @@ impl Wire for Udp {
         self.socket.readable()
     }
 
-    fn writable(&self) -> impl Future<Output = io::Result<()>> + Send + Sync {
-        self.socket.writable()
+    async fn writable(&self) -> io::Result<()> {
+        self.socket.room()?.wait().await
     }
 
     fn receive(
@@ -450,23 +446,12 @@ impl Wire for Udp {
         let mut chunks = scratch.chunks_mut(STRIDE);
         let mut buffers: [_; BATCH] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-        let mut count = 0;
-        let received = self.socket.try_io(Interest::READABLE, || {
-            count = self
-                .state
-                .recv((&self.socket).into(), &mut buffers, &mut metas)?;
+        let count = self.socket.try_read(|socket| {
+            let count = self.state.recv(socket.into(), &mut buffers, &mut metas)?;
             // A batch that is not full means that nothing is left. Saying so here saves the system call that would
             // only find that out: every second one, unless the load is high.
-            let empty = count < BATCH && !self.has_errors;
-            if empty {
-                Err(WouldBlock.into())
-            } else {
-                Ok(())
-            }
-        });
-        if count == 0 {
-            received?;
-        }
+            Ok((count == BATCH || self.has_errors, count))
+        })?;
         let mut runs = Runs::new();
         let mut of: Option<UdpPeer> = None;
         for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
@@ -503,9 +488,7 @@ impl Wire for Udp {
             datagrams,
             |run| {
                 let to = SockAddr::from(peer.remote);
-                self.socket.try_io(Interest::WRITABLE, || {
-                    segments::send(&self.socket, Some(&to), from, run)
-                })
+                segments::send(self.socket.get(), Some(&to), from, run)
             },
             |datagram| self.send_one(peer, from, datagram),
         )

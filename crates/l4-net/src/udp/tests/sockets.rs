@@ -796,9 +796,7 @@ fn relaying(
         tokio::spawn(async move {
             let record = Arc::new(Record::new(new.remote));
             let client = Transport::new(new.io, Some(record.clone()));
-            let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-            socket.connect(upstream).await.unwrap();
-            let peer = Transport::new(Io::Datagram(Box::new(Datagrams::udp(socket))), None);
+            let peer = Transport::new(Io::Datagram(Box::new(connected(upstream))), None);
             let relayed = relay(client, [peer], crate::relay::Limits::default()).await;
             give.send((relayed, record)).await.unwrap();
         });
@@ -912,6 +910,13 @@ async fn runs_of_answers_leave_from_the_address_the_client_wrote_to() {
     eventually(|| server.stats.sent() == 3).await;
 }
 
+fn connected(to: SocketAddr) -> Datagrams {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(to).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    Datagrams::udp(socket).unwrap()
+}
+
 #[tokio::test]
 async fn a_session_that_is_only_relayed_sleeps_while_its_datagrams_pass() {
     let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -919,10 +924,8 @@ async fn a_session_that_is_only_relayed_sleeps_while_its_datagrams_pass() {
     let client = client(running.addr).await;
     client.send(b"0").await.unwrap();
     let session = sessions.recv().await.unwrap();
-    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    socket.connect(server.local_addr().unwrap()).await.unwrap();
-    socket.writable().await.unwrap();
-    let peer = Transport::new(Io::Datagram(Box::new(Datagrams::udp(socket))), None);
+    let peer = connected(server.local_addr().unwrap());
+    let peer = Transport::new(Io::Datagram(Box::new(peer)), None);
     let from = Transport::new(Io::Datagram(session), None);
     let mut relaying = Box::pin(relay(from, [peer], crate::relay::Limits::default()));
     let polled = poll_fn(|cx| std::task::Poll::Ready(relaying.as_mut().poll(cx))).await;
