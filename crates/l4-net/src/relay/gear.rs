@@ -7,7 +7,8 @@
 #[derive(Debug, Default)]
 pub(super) struct Gear {
     splicing: bool,
-    /// Chunks in a row that spoke for the other engine.
+    /// Chunks in a row that spoke for the other engine. While copying, twice that, less one for each chunk between them
+    /// that spoke for neither.
     against: u8,
 }
 
@@ -22,7 +23,7 @@ pub(super) enum Engine {
 pub(super) struct Policy {
     /// A copied chunk of at least this size speaks for splicing,
     pub(super) large: usize,
-    /// and so many in a row decide.
+    /// and so many in a row decide. One of at least [`small`](Self::small) between each two does not matter.
     pub(super) promote_after: u8,
     /// A spliced chunk below this size speaks for copying,
     pub(super) small: usize,
@@ -48,12 +49,24 @@ impl Gear {
     /// A chunk of `n` bytes was moved.
     pub(super) fn note(&mut self, policy: &Policy, engine: Engine, n: usize) {
         let (against, enough) = match (engine, self.splicing) {
-            (Engine::Copy, false) => (n >= policy.large, policy.promote_after),
-            (Engine::Splice, _) => (n < policy.small, policy.demote_after),
+            (Engine::Copy, false) => (
+                // A sender that keeps pace with us gives a filled buffer and a part of one in turns, for as long as it
+                // likes: 64 KiB, 29 KiB, 64 KiB. Counting only those in a row would never find that out.
+                match n {
+                    n if n >= policy.large => self.against.saturating_add(2),
+                    n if n >= policy.small => self.against.saturating_sub(1),
+                    _ => 0,
+                },
+                policy.promote_after.saturating_mul(2).saturating_sub(1),
+            ),
+            (Engine::Splice, _) if n < policy.small => {
+                (self.against.saturating_add(1), policy.demote_after)
+            }
+            (Engine::Splice, _) => (0, policy.demote_after),
             // There was no pipe to be had. Trying again costs calls, so not at every chunk.
             (Engine::Copy, true) => return *self = Self::default(),
         };
-        self.against = if against { self.against + 1 } else { 0 };
+        self.against = against;
         if self.against >= enough {
             *self = Self {
                 splicing: !self.splicing,
@@ -78,6 +91,30 @@ mod tests {
         }
         gear.note(&POLICY, Engine::Copy, POLICY.large);
         assert!(gear.splicing());
+    }
+
+    #[test]
+    fn filled_buffers_in_turns_with_parts_of_one_promote() {
+        let mut gear = Gear::default();
+        for n in [POLICY.large, POLICY.small] {
+            gear.note(&POLICY, Engine::Copy, n);
+            assert!(!gear.splicing());
+        }
+        gear.note(&POLICY, Engine::Copy, POLICY.large);
+        assert!(gear.splicing());
+    }
+
+    #[test]
+    fn now_and_then_a_filled_buffer_among_messages_does_not_promote() {
+        let mut gear = Gear::default();
+        for n in [POLICY.large, POLICY.small, POLICY.small].repeat(100) {
+            gear.note(&POLICY, Engine::Copy, n);
+            assert!(!gear.splicing());
+        }
+        for n in [POLICY.large, POLICY.small - 1].repeat(100) {
+            gear.note(&POLICY, Engine::Copy, n);
+            assert!(!gear.splicing());
+        }
     }
 
     #[test]
