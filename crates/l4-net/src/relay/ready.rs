@@ -18,6 +18,9 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::scratch::{SIZE, Stash, with_scratch};
 
+#[cfg(test)]
+mod tests;
+
 /// The watch on each end of a relay.
 pub(super) struct Watches {
     pub(super) client: Watch,
