@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use e2e::{Backend, Conncept, PATIENCE, ask, connect, datagrams, drain, eventually, loopback};
 use rustls::pki_types::CertificateDer;
@@ -530,4 +531,24 @@ fn handlers_that_answer_themselves_end_as_they_say() {
     wait_for_unread(&client);
     drop(client);
     assert_eq!(conncept.record_of(from)["reason"], "client_reset");
+}
+
+/// Port scanners do that: some are gone before the connection is accepted, some after.
+#[test]
+fn a_client_that_resets_at_once_is_recorded_as_such() {
+    let ip = loopback();
+    let backend = Backend::echo();
+    let handlers =
+        json!([{"handler": "proxy", "upstreams": [{"dial": [backend.address.to_string()]}]}]);
+    let conncept = Conncept::serving(&e2e::config(json!({
+        "a": {"listen": [format!("{ip}:{}", port(0))], "routes": [{"handle": handlers}]},
+    })));
+    for _ in 0..50 {
+        let client = connect((ip, port(0)));
+        let from = client.local_addr().unwrap();
+        let now = Some(Duration::ZERO);
+        socket2::SockRef::from(&client).set_linger(now).unwrap();
+        drop(client);
+        assert_eq!(conncept.record_of(from)["reason"], "client_reset");
+    }
 }

@@ -4,14 +4,16 @@
 //! connection that was not accepted, or passes.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use l4_core::conn::MATCH_LIMIT;
 use l4_core::engine::Server;
-use l4_core::{Addr, Connection, Io, Record};
-use socket2::{SockAddr, Socket};
+use l4_core::{Addr, Connection, EndReason, Io, Record};
+use socket2::{SockAddr, SockRef, Socket};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
@@ -157,6 +159,11 @@ impl StreamListener {
             return;
         };
         let _shard = self.shards.enter_next();
+        let mut buffer = [const { MaybeUninit::uninit() }; MATCH_LIMIT];
+        let early = match self.carries {
+            Carries::Tcp => received(&socket, &mut buffer),
+            _ => Ok(&[][..]),
+        };
         let (io, remote) = match self.wrap(socket, peer) {
             Ok(parts) => parts,
             Err(error) => {
@@ -164,7 +171,15 @@ impl StreamListener {
                 return;
             }
         };
-        let conn = Connection::new(io, Arc::new(Record::new(remote)), self.local.clone());
+        let mut conn = Connection::new(io, Arc::new(Record::new(remote)), self.local.clone());
+        match early {
+            Ok(early) => conn.keep_unread(early),
+            // The error was told once and would not be again: a reset would look like an end.
+            Err(_) => {
+                conn.end(EndReason::ClientReset);
+                return drop(server.serve(conn));
+            }
+        }
         tokio::spawn(async move {
             let _permit = permit;
             server.serve(conn).await;
@@ -187,6 +202,20 @@ impl StreamListener {
                 unix_addr(peer, false),
             ),
         })
+    }
+}
+
+/// What a client has sent by the time it is accepted, as most have that speak first: it decides the route without waiting,
+/// and what is dialled for it may begin with it. None is no end of the stream, which is told again when it is read.
+#[allow(unsafe_code)]
+fn received<'b>(socket: &OwnedFd, buffer: &'b mut [MaybeUninit<u8>]) -> io::Result<&'b [u8]> {
+    match SockRef::from(socket).recv(buffer) {
+        // SAFETY: the kernel has written the first `n` bytes of the buffer, which is borrowed as long as they are.
+        Ok(n) => Ok(unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast(), n) }),
+        Err(error) => match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(&[]),
+            _ => Err(error),
+        },
     }
 }
 

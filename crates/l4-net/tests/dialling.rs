@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener};
@@ -17,6 +17,7 @@ use l4_net::dial::{DialError, DialOptions, Dialled, Preference, Resolve, Target,
 use l4_net::dial::{connect, connect_with};
 use socket2::{Domain, SockRef, Socket, Type};
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt as _;
 
 use support::soon;
 
@@ -194,6 +195,35 @@ async fn dialled_sockets_do_not_delay() {
         .unwrap());
     let socket = SockRef::from(&socket);
     assert!(socket.tcp_nodelay().unwrap());
+}
+
+#[tokio::test]
+async fn who_speaks_first_completes_the_handshake_with_the_first_bytes() {
+    let (listener, address) = listener("127.0.0.1:0");
+    listener.set_nonblocking(true).unwrap();
+    let mut options = within(SHORT);
+    let mut together = 0;
+    for speaks_first in [false, true, true, true, true, true] {
+        options.speaks_first = speaks_first;
+        let mut socket = tcp(connect(&target(&address.to_string()), &options)
+            .await
+            .unwrap());
+        let before = listener.accept();
+        assert!(before.is_ok() || speaks_first);
+        soon(socket.write_all(b"hello")).await.unwrap();
+        let (mut accepted, _) = match before {
+            Ok(accepted) => accepted,
+            Err(_) => {
+                together += 1;
+                listener.accept().unwrap()
+            }
+        };
+        let mut bytes = [0; 5];
+        accepted.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"hello");
+    }
+    // After 200 ms the kernel does not wait for the bytes, which may be over on a busy machine.
+    assert!(together > 0);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use l4_core::Addr;
 use l4_net::dial::{DialOptions, Resolve, Target, connect};
 use l4_net::{ConnectionLimit, ListenError, ListenerPool};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpStream, UnixDatagram, UnixStream};
 
 use support::{app, greeting, line, listening, load, messages, pool, port, refusal, soon};
@@ -159,6 +159,28 @@ async fn accepted_sockets_inherit_their_options_from_the_listener() {
     let greeting = greeting(("127.0.0.1", port(&pool))).await;
     let options = "nodelay=true keepalive=true idle=15 interval=15 probes=9";
     assert!(greeting.ends_with(options), "{greeting}");
+}
+
+#[tokio::test]
+async fn what_a_client_has_sent_by_then_is_there_when_it_is_accepted() {
+    let pool = pool();
+    let address = format!("127.0.0.1:{}", free_port());
+    let staged = pool.stage(&app(&[("one", &[&address])])).await;
+    // The socket listens, and nobody accepts yet.
+    let mut client = TcpStream::connect(&address).await.unwrap();
+    client.write_all(b"hello").await.unwrap();
+    staged
+        .unwrap_or_else(|errors| panic!("{errors:?}"))
+        .commit();
+    let mut client = BufReader::new(client);
+    let mut greeting = String::new();
+    soon(client.read_line(&mut greeting)).await.unwrap();
+    assert!(greeting.contains(" unread=hello nodelay="), "{greeting}");
+    // It is in front of what comes later.
+    client.write_all(b" again").await.unwrap();
+    let mut echo = [0; 11];
+    soon(client.read_exact(&mut echo)).await.unwrap();
+    assert_eq!(&echo, b"hello again");
 }
 
 #[tokio::test]

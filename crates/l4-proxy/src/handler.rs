@@ -378,6 +378,9 @@ impl Proxy {
     ) -> Result<Transport, AttemptError> {
         let mut options = self.dial_options(started);
         upstream.origin.apply(conn, &mut options);
+        let speaks = !conn.unread().is_empty() || self.preamble.is_some() || upstream.tls.is_some();
+        // With several peers the first waits for the others.
+        options.speaks_first = speaks && upstream.peers.len() == 1;
         let dialled = connect(target, &options).await?;
         let transport = Transport::new(dialled.io, None);
         let transport = match &upstream.tls {

@@ -122,19 +122,19 @@ fn cost_of(served: &Served, stay: bool) -> AllocationInfo {
 }
 
 #[test]
-fn a_short_connection_is_eight_allocations() {
+fn a_short_connection_is_nine_allocations() {
     let cost = cost_of(&Served::with(""), false);
-    // The task, what the runtime knows of each socket (2), the connection, its record, dialling, relaying, looking
-    // whether a client that has ended is still there, and the runtime's list of sockets to forget.
+    // The task, what the runtime knows of each socket (2), the connection, its record, dialling, relaying, the runtime's
+    // list of sockets to forget, and what the client had sent by the time it was accepted.
     let each = cost.count_total as f64 / COUNT as f64;
-    assert!(each < 8.5, "{each}");
+    assert!(each < 9.5, "{each}");
 }
 
 #[test]
-fn a_connection_chosen_by_its_first_bytes_is_two_more() {
+fn a_connection_chosen_by_its_first_bytes_is_one_more_at_most() {
     let matching = r#""match":[{"regexp":{"pattern":"^m","count":1}}],"#;
     let cost = cost_of(&Served::with(matching), false);
-    // The bytes, and the time limit if they are waited for.
+    // The bytes are waited for where they were not there: then there is a time limit.
     let each = cost.count_total as f64 / COUNT as f64;
     assert!(each < 10.5, "{each}");
 }

@@ -1,5 +1,7 @@
 //! A running contestant, pinned to a processor, and what it has used.
 
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
@@ -119,18 +121,19 @@ impl Proxy {
     }
 
     /// Processor time of all threads of all its processes so far. None without a proxy.
-    pub(super) fn cpu(&self) -> Result<Option<Duration>> {
+    pub(super) fn cpu(&self) -> Result<Option<Used>> {
         let Some(process) = &self.process else {
             return Ok(None);
         };
-        let mut used = Duration::ZERO;
+        let mut used = Used::default();
         for pid in family(process.id()) {
             let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter();
             for thread in threads.flatten().flatten() {
                 // Exact when the thread rests, unlike the ticks of 10 ms in `stat`.
                 let stat = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
-                let ran = stat.split_whitespace().next();
-                used += Duration::from_nanos(ran.and_then(|n| n.parse().ok()).unwrap_or(0));
+                let ran = stat.split_whitespace().next().and_then(|n| n.parse().ok());
+                used.0
+                    .insert(thread.file_name(), Duration::from_nanos(ran.unwrap_or(0)));
             }
         }
         Ok(Some(used))
@@ -163,6 +166,22 @@ impl Proxy {
             .status()?;
         ensure!(done.success(), "kill {signal} failed");
         Ok(())
+    }
+}
+
+/// Processor time of each thread, by its number.
+#[derive(Default)]
+pub(super) struct Used(HashMap<OsString, Duration>);
+
+impl Used {
+    /// What was used since `before`. A thread that has ended in between counts for nothing: it has taken along what it used
+    /// before, too.
+    pub(super) fn since(&self, before: &Self) -> Duration {
+        let threads = self.0.iter().map(|(thread, after)| {
+            let before = before.0.get(thread).copied().unwrap_or_default();
+            after.saturating_sub(before)
+        });
+        threads.sum()
     }
 }
 
@@ -209,4 +228,24 @@ pub(super) fn pause(time: Duration) {
 
 fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_has_ended_takes_nothing_of_the_others_along() {
+        let used = |threads: &[(&str, u64)]| {
+            let threads = threads.iter();
+            Used(
+                threads
+                    .map(|(thread, ms)| (OsString::from(thread), Duration::from_millis(*ms)))
+                    .collect(),
+            )
+        };
+        let before = used(&[("1", 100), ("2", 5000)]);
+        let after = used(&[("1", 130), ("3", 7)]);
+        assert_eq!(after.since(&before), Duration::from_millis(37));
+    }
 }

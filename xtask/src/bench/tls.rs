@@ -54,8 +54,10 @@ pub(super) enum Handshake {
     Full,
     /// TLS 1.2, whose sessions `openssl s_time` can resume.
     Resumed,
-    /// TLS 1.3, whose sessions it cannot, because it does not wait for a ticket.
+    /// TLS 1.3, whose sessions it cannot, because it does not wait for a ticket: a process for each connection.
     Resumed13,
+    /// As full ones, but with a process for each: what to compare those with.
+    FullAlone,
 }
 
 /// Makes connections for so many seconds, each no more than a handshake. How many.
@@ -65,6 +67,7 @@ pub(super) fn handshakes(target: SocketAddr, kind: Handshake, seconds: u32) -> R
         Handshake::Full => ["-new", "-tls1_3"],
         Handshake::Resumed => ["-reuse", "-tls1_2"],
         Handshake::Resumed13 => return resumed_by_ticket(target),
+        Handshake::FullAlone => return full_alone(target),
     };
     let mut command = Command::new("openssl");
     command.args([
@@ -80,7 +83,7 @@ pub(super) fn handshakes(target: SocketAddr, kind: Handshake, seconds: u32) -> R
     let resumed = said.lines().map(|line| marks(line, "r")).max();
     let full = said.lines().map(|line| marks(line, "*t")).max();
     let (wanted, other) = match kind {
-        Handshake::Full => (full, resumed),
+        Handshake::Full | Handshake::FullAlone => (full, resumed),
         Handshake::Resumed | Handshake::Resumed13 => (resumed, full),
     };
     let (wanted, other) = (wanted.unwrap_or(0), other.unwrap_or(0));
@@ -106,21 +109,31 @@ fn resumed_by_ticket(target: SocketAddr) -> Result<f64> {
     first.ask()?;
     drop(first);
     for _ in 0..WITH_TICKET {
-        let said = output(
-            Command::new("openssl")
-                .args(["s_client", "-tls1_3", "-sess_in"])
-                .arg(&file)
-                .args(["-connect", &target.to_string()])
-                .stdin(Stdio::null()),
-        )?;
-        let said = String::from_utf8_lossy(&said.stdout).into_owned();
-        ensure!(
-            said.contains("Reused, TLSv1.3"),
-            "the session was not resumed"
-        );
+        alone(target, &["-sess_in", &file.display().to_string()], "Reused")?;
     }
     fs::remove_file(&file).ok();
     Ok((WITH_TICKET + 1) as f64)
+}
+
+/// As many connections as with a ticket, without one.
+fn full_alone(target: SocketAddr) -> Result<f64> {
+    for _ in 0..=WITH_TICKET {
+        alone(target, &[], "New")?;
+    }
+    Ok((WITH_TICKET + 1) as f64)
+}
+
+/// One connection of a process of its own: a handshake and no more, of the kind that openssl calls `kind`.
+fn alone(target: SocketAddr, options: &[&str], kind: &str) -> Result<()> {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-tls1_3", "-connect", &target.to_string()]);
+    let said = output(command.args(options).stdin(Stdio::null()))?;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    ensure!(
+        said.contains(&format!("{kind}, TLSv1.3")),
+        "not a handshake of the kind {kind:?}"
+    );
+    Ok(())
 }
 
 /// A connection over TLS that stays open until this value is dropped.

@@ -138,6 +138,14 @@ impl Connection {
         self.0.transport.prefix.visible()
     }
 
+    /// Keeps `bytes`, which were read from the socket of a stream before there was a connection, as unread.
+    pub fn keep_unread(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.0.transport.keep_unread(bytes);
+            self.0.facts.clear();
+        }
+    }
+
     /// Takes `n` unread bytes (a consumed preamble) and forgets the facts parsed from them.
     pub fn consume(&mut self, n: usize) {
         self.0.transport.consume(n);

@@ -462,6 +462,14 @@ impl Transport {
         })
     }
 
+    /// Keeps bytes that were read from the socket of a stream past this type, behind those that are unread.
+    pub(super) fn keep_unread(&mut self, bytes: &[u8]) {
+        self.prefix.extend(bytes);
+        if let Some(record) = &self.record {
+            record.add_read(bytes.len());
+        }
+    }
+
     /// Takes `n` unread bytes.
     pub(super) fn consume(&mut self, n: usize) {
         let n = n.min(self.prefix.visible().len());

@@ -15,8 +15,8 @@ use l4_net::{BindError, ConnectionLimit, ListenerPool};
 use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 
-/// A handler whose greeting says which server took the connection, from whom, at which address, and with which socket
-/// options.
+/// A handler whose greeting says which server took the connection, from whom, at which address, what was there
+/// already, and with which socket options.
 struct Greet(String);
 
 impl HandlerModule for Greet {
@@ -36,6 +36,10 @@ impl AsyncHandler for Greet {
         if !conn.is_datagram() {
             let (name, remote, local) = (&self.0, conn.remote(), conn.local());
             let mut greeting = format!("{name} {remote} {local}");
+            if !conn.unread().is_empty() {
+                let unread = String::from_utf8_lossy(conn.unread());
+                greeting.push_str(&format!(" unread={unread}"));
+            }
             if let Io::Tcp(socket) = conn.transport().io() {
                 let socket = SockRef::from(socket);
                 greeting.push_str(&format!(
