@@ -362,6 +362,12 @@ impl Transport {
         !self.prefix.is_empty()
     }
 
+    /// Whether what passes here is what passes the socket: nothing is unread, nothing leads, reads are not limited. It
+    /// stays so until one of that is added.
+    pub fn is_plain(&self) -> bool {
+        !self.has_unread() && self.lead.is_none() && self.limited.is_none()
+    }
+
     /// How many of the `wanted` bytes the limit on reads lets through now, at least one: for who moves bytes from
     /// [`io`](Self::io) past this type, in the kernel. They are reserved until [`passed_from`](Self::passed_from) is
     /// called, within the same poll.

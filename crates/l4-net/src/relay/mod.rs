@@ -12,11 +12,15 @@
 //! a slow receiver did not take into the same stash, and a sender is read only while that is empty: the order of bytes,
 //! half-closes, resets and limits are decided once, here, for both.
 //!
+//! What is left of the copying engine for small messages between two sockets, while nothing unusual happens, is in
+//! `ready.rs`.
+//!
 //! Datagrams between a client and one peer have neither, and an engine of their own (`datagrams.rs`).
 
 mod datagrams;
 mod gear;
 mod pipe;
+mod ready;
 mod scratch;
 #[cfg(test)]
 mod tests;
@@ -36,6 +40,7 @@ use crate::keepalive::KeepAlive;
 use crate::sockopt;
 use datagrams::Exchange;
 use gear::{Engine, Gear, Policy};
+use ready::{Pass, Watches};
 use scratch::{Stash, with_scratch};
 
 /// Time limits of a relay. `None` is no limit.
@@ -133,6 +138,10 @@ struct Relay {
     spliced: u64,
     /// The peer that is read first.
     turn: usize,
+    /// Made when first needed, and then kept.
+    watches: Option<Box<Watches>>,
+    /// So many times bytes have yet to move until it is seen whether these are messages between sockets. None: they are.
+    until_messages: u8,
 }
 
 struct Peer {
@@ -161,6 +170,13 @@ type End = (EndReason, Option<io::Error>);
 
 /// A direction yields after moving this much, so that one busy connection does not starve the others of its thread.
 const BUDGET: usize = 1024 * 1024;
+
+/// After how many times that bytes have moved a connection is taken for one of messages. What it takes to pass those on
+/// cheaply is made then: a short connection is over before that would pay.
+const UNTIL_MESSAGES: u8 = 8;
+
+/// So many messages of one sender are passed on at a time.
+const MESSAGES: usize = 16;
 
 /// How much a client may go on sending after everything is over, so that it gets to read the end of the answer.
 const DISCARD_LIMIT: usize = 256 * 1024;
@@ -206,6 +222,8 @@ impl Relay {
             down: 0,
             spliced: 0,
             turn: 0,
+            watches: None,
+            until_messages: UNTIL_MESSAGES,
         };
         if let Some(limit) = limits.idle {
             relay.watch(limit, EndReason::IdleTimeout);
@@ -215,6 +233,11 @@ impl Relay {
 
     fn poll_directions(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let before = self.moved();
+        match self.poll_messages(cx) {
+            Ok(false) => {}
+            Ok(true) => return self.poll_pending(cx, before),
+            Err(end) => return Poll::Ready(self.finish(end)),
+        }
         let mut yielding = false;
         for direction in [Self::poll_up, Self::poll_down] {
             match direction(self, cx) {
@@ -235,9 +258,104 @@ impl Relay {
         if yielding {
             cx.waker().wake_by_ref();
         }
+        if before != self.moved() {
+            self.expect_messages(cx);
+        }
+        self.poll_pending(cx, before)
+    }
+
+    /// The sockets have been seen to. What is left are the limits on silence.
+    fn poll_pending(&mut self, cx: &mut Context<'_>, before: (u64, u64, usize)) -> Poll<End> {
+        if self.quiet.is_none() {
+            return Poll::Pending;
+        }
         let moved = before != self.moved();
         ready!(self.poll_quiet(cx, moved))
             .map_or(Poll::Pending, |end| Poll::Ready(self.finish(end)))
+    }
+
+    /// Passes messages on, asking only the sockets that may have some. Whether that was all there is to do: if not, what
+    /// comes next is for the engines, and so is what follows, until it looks like messages again.
+    fn poll_messages(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.until_messages > 0 {
+            return Ok(false);
+        }
+        let (Some(watches), [peer]) = (&mut self.watches, &mut *self.peers) else {
+            return Ok(false);
+        };
+        watches.wake(cx.waker());
+        let mut turns = 0..MESSAGES;
+        let mut usual = true;
+        while usual && watches.client.is_due() {
+            let (client, peer_end) = (&mut self.client, &mut peer.transport);
+            match ready::pass(&watches.client, client, peer_end, &mut peer.stash, cx) {
+                Pass::Nothing => {}
+                Pass::Moved(n) => {
+                    self.up += n as u64;
+                    self.up_gear.note(self.policy, Engine::Copy, n);
+                    usual = n < scratch::SIZE && peer.stash.left() == 0;
+                }
+                Pass::Lost(n, error) => {
+                    self.up += n as u64;
+                    peer.fail(error);
+                    usual = false;
+                }
+                Pass::End => usual = false,
+                Pass::Broken(error) => return Err(client_failed(error)),
+            }
+            usual &= turns.next().is_some();
+        }
+        while usual && watches.peer.is_due() {
+            let (client, peer_end) = (&mut self.client, &mut peer.transport);
+            match ready::pass(&watches.peer, peer_end, client, &mut self.stash, cx) {
+                Pass::Nothing => {}
+                Pass::Moved(n) => {
+                    self.down += n as u64;
+                    self.down_gear.note(self.policy, Engine::Copy, n);
+                    usual = n < scratch::SIZE && self.stash.left() == 0;
+                }
+                Pass::Lost(n, error) => {
+                    self.down += n as u64;
+                    return Err(client_failed(error));
+                }
+                Pass::End => usual = false,
+                Pass::Broken(error) => {
+                    peer.read_done = true;
+                    peer.fail(error);
+                    usual = false;
+                }
+            }
+            usual &= turns.next().is_some();
+        }
+        if !usual {
+            watches.forget();
+            self.until_messages = UNTIL_MESSAGES;
+        }
+        Ok(usual)
+    }
+
+    /// Bytes have moved: whether more of the kind are messages between two sockets that both are open in both directions.
+    fn expect_messages(&mut self, cx: &Context<'_>) {
+        self.until_messages = self.until_messages.saturating_sub(1);
+        if self.until_messages > 0 {
+            return;
+        }
+        let open = !self.client_done && !self.client_shut && self.stash.left() == 0;
+        let usual = match &*self.peers {
+            [peer] => {
+                !(peer.write_done || peer.read_done)
+                    && peer.stash.left() == 0
+                    && ready::joins(&self.client, &peer.transport)
+            }
+            _ => false,
+        };
+        if open && usual && !self.up_gear.splicing() && !self.down_gear.splicing() {
+            self.watches
+                .get_or_insert_with(|| Box::new(Watches::new(cx.waker())))
+                .wake(cx.waker());
+        } else {
+            self.until_messages = UNTIL_MESSAGES;
+        }
     }
 
     /// Differs when bytes have come in, or gone out: a receiver may take long for what is kept for it.
