@@ -217,7 +217,9 @@ impl Session for Datagrams {
             // Not asked for readiness first, which costs as much as it saves.
             match connected.send_now(datagrams) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.room = Some(connected.socket.room()?);
+                    // Nobody can be told of room without one more descriptor; then this datagram is lost alone.
+                    let full = |_| io::Error::from_raw_os_error(libc::ENOBUFS);
+                    self.room = Some(connected.socket.room().map_err(full)?);
                 }
                 sent => return Poll::Ready(sent),
             }

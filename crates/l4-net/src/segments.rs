@@ -14,6 +14,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::sockopt::register;
+
 /// Datagrams, or runs of datagrams that the kernel has put together, read at once.
 pub(crate) const BATCH: usize = quinn_udp::BATCH_SIZE;
 
@@ -102,13 +104,6 @@ impl UdpReader {
     pub(crate) fn room(&self) -> io::Result<Room> {
         register(self.get().try_clone()?, Interest::WRITABLE).map(Room)
     }
-}
-
-#[allow(unsafe_code)]
-fn register(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
-    // SAFETY: a `UdpSocket` owns its descriptor and keeps it open and the same until it is dropped, which the `AsyncFd`
-    // that takes it over does last.
-    Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
 }
 
 /// A second descriptor of a socket, of which the runtime is told that there is room to send.

@@ -1,7 +1,8 @@
 //! The socket options that streams are given.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -55,14 +56,20 @@ pub(crate) fn unacknowledged(stream: &TcpStream) -> io::Result<usize> {
     }
 }
 
+/// What owns a descriptor, and keeps it open and the same until it is dropped.
+pub(crate) trait OwnsDescriptor: AsRawFd {}
+
+impl OwnsDescriptor for Socket {}
+impl OwnsDescriptor for UdpSocket {}
+
 /// Registers a non-blocking socket with the runtime of the calling task.
 ///
 /// # Errors
 /// The kernel has no room for it.
 #[allow(unsafe_code)]
-pub(crate) fn register(socket: Socket, interest: Interest) -> io::Result<AsyncFd<Socket>> {
-    // SAFETY: a `Socket` owns its descriptor and keeps it open and the same until it is dropped, which the `AsyncFd`
-    // that takes it over does last.
+pub(crate) fn register<S: OwnsDescriptor>(socket: S, interest: Interest) -> io::Result<AsyncFd<S>> {
+    // SAFETY: what owns a descriptor keeps it open and the same until it is dropped, which the `AsyncFd` that takes it over
+    // does last.
     Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
 }
 
