@@ -175,8 +175,11 @@ impl StreamListener {
         match early {
             Ok(early) => conn.keep_unread(early),
             // The error was told once and would not be again: a reset would look like an end.
-            Err(_) => {
-                conn.end(EndReason::ClientReset);
+            Err(error) => {
+                conn.end(match error.kind() {
+                    io::ErrorKind::ConnectionReset => EndReason::ClientReset,
+                    _ => EndReason::ClientError,
+                });
                 return drop(server.serve(conn));
             }
         }

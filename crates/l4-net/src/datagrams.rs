@@ -28,7 +28,7 @@ pub(crate) struct Datagrams {
     /// Whether the kernel merges datagrams, so that one read may give several.
     merging: bool,
     /// Set while the kernel has no room for what is to be sent.
-    room: Option<Room>,
+    room: Option<Arc<Room>>,
     /// Read and not yet received: what was merged with a datagram that was received alone.
     ahead: VecDeque<Bytes>,
 }

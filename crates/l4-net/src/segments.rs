@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::io;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::Interest;
@@ -30,22 +31,29 @@ const LONGEST_RUN: usize = 65_507;
 
 /// A UDP socket of which the runtime is told when there is something to read, and not that there is room to send again: that
 /// is so after each datagram sent, and would be an event for each.
-pub(crate) struct UdpReader(AsyncFd<UdpSocket>);
+pub(crate) struct UdpReader {
+    socket: AsyncFd<UdpSocket>,
+    /// Shared by all who wait for it.
+    room: Mutex<Weak<Room>>,
+}
 
 impl UdpReader {
     /// Of a socket that does not block.
     pub(crate) fn new(socket: UdpSocket) -> io::Result<Self> {
-        register(socket, Interest::READABLE).map(Self)
+        Ok(Self {
+            socket: register(socket, Interest::READABLE)?,
+            room: Mutex::default(),
+        })
     }
 
     /// The socket, for sending.
     pub(crate) fn get(&self) -> &UdpSocket {
-        self.0.get_ref()
+        self.socket.get_ref()
     }
 
     /// Waits for something to read.
     pub(crate) async fn readable(&self) -> io::Result<()> {
-        self.0.readable().await.map(drop)
+        self.socket.readable().await.map(drop)
     }
 
     /// Reads with `read` once there is something.
@@ -65,7 +73,7 @@ impl UdpReader {
         mut read: impl FnMut(&UdpSocket) -> io::Result<(bool, T)>,
     ) -> Poll<io::Result<T>> {
         loop {
-            let mut ready = ready!(self.0.poll_read_ready(cx))?;
+            let mut ready = ready!(self.socket.poll_read_ready(cx))?;
             match read(self.get()) {
                 Ok((more, got)) => {
                     if !more {
@@ -85,7 +93,7 @@ impl UdpReader {
         read: impl FnOnce(&UdpSocket) -> io::Result<(bool, T)>,
     ) -> io::Result<T> {
         let mut got = None;
-        let tried = self.0.try_io(Interest::READABLE, |socket| {
+        let tried = self.socket.try_io(Interest::READABLE, |socket| {
             let (more, what) = read(socket)?;
             got = Some(what);
             // This has the runtime wait for an event before it calls the socket readable again.
@@ -100,16 +108,28 @@ impl UdpReader {
         }
     }
 
-    /// What tells that there is room to send, where a send would have blocked.
-    pub(crate) fn room(&self) -> io::Result<Room> {
-        register(self.get().try_clone()?, Interest::WRITABLE).map(Room)
+    /// What tells that there is room to send, where a send would have blocked. One descriptor, however many wait.
+    ///
+    /// # Errors
+    /// There is none left.
+    pub(crate) fn room(&self) -> io::Result<Arc<Room>> {
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(room) = room.upgrade() {
+            return Ok(room);
+        }
+        let socket = self.get().try_clone()?;
+        let new = Arc::new(Room(register(socket, Interest::WRITABLE)?));
+        *room = Arc::downgrade(&new);
+        Ok(new)
     }
 }
 
-/// A second descriptor of a socket, of which the runtime is told that there is room to send.
+/// A second descriptor of a socket, of which the runtime is told that there is room to send. Belief that proved wrong stays as
+/// long as somebody holds it: who was told and found none waits by time.
 pub(crate) struct Room(AsyncFd<UdpSocket>);
 
 impl Room {
+    /// For one task at a time.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.poll_write_ready(cx).map_ok(drop)
     }
@@ -456,9 +476,10 @@ mod tests {
         let (ours, server) = connected();
         for _ in 0..3 {
             ours.get().send(b"datagram").unwrap();
-            let room = ours.room().unwrap();
+            let (room, same) = (ours.room().unwrap(), ours.room().unwrap());
+            assert!(Arc::ptr_eq(&room, &same), "a descriptor for each who waits");
             poll_fn(|cx| room.poll(cx)).await.unwrap();
-            room.wait().await.unwrap();
+            tokio::try_join!(room.wait(), same.wait()).unwrap();
         }
         // The second descriptor has gone, and the first is still known.
         server.send(b"answer").unwrap();

@@ -56,11 +56,19 @@ pub(crate) fn unacknowledged(stream: &TcpStream) -> io::Result<usize> {
     }
 }
 
-/// What owns a descriptor, and keeps it open and the same until it is dropped.
-pub(crate) trait OwnsDescriptor: AsRawFd {}
+/// What owns a descriptor.
+///
+/// # Safety
+/// The descriptor stays open and the same until the value is dropped.
+#[allow(unsafe_code)]
+pub(crate) unsafe trait OwnsDescriptor: AsRawFd {}
 
-impl OwnsDescriptor for Socket {}
-impl OwnsDescriptor for UdpSocket {}
+// SAFETY: neither gives its descriptor away, or changes it, through a shared reference or an `AsyncFd`.
+#[allow(unsafe_code)]
+unsafe impl OwnsDescriptor for Socket {}
+// SAFETY: the same.
+#[allow(unsafe_code)]
+unsafe impl OwnsDescriptor for UdpSocket {}
 
 /// Registers a non-blocking socket with the runtime of the calling task.
 ///
@@ -68,8 +76,7 @@ impl OwnsDescriptor for UdpSocket {}
 /// The kernel has no room for it.
 #[allow(unsafe_code)]
 pub(crate) fn register<S: OwnsDescriptor>(socket: S, interest: Interest) -> io::Result<AsyncFd<S>> {
-    // SAFETY: what owns a descriptor keeps it open and the same until it is dropped, which the `AsyncFd` that takes it over
-    // does last.
+    // SAFETY: the descriptor stays as it is until the socket is dropped, which the `AsyncFd` that takes it over does last.
     Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
 }
 

@@ -176,9 +176,9 @@ impl AsyncHandler for Proxy {
 }
 
 impl Proxy {
-    async fn connect_and_relay(&self, conn: Connection) -> Result<Flow> {
+    async fn connect_and_relay(&self, mut conn: Connection) -> Result<Flow> {
         // Boxed, so that nothing of it is left while the connection is being relayed for hours.
-        let connected = Box::pin(self.connect_for(&conn)).await?;
+        let connected = Box::pin(self.connect_or_reset(&mut conn)).await?;
         let (held, relaying) = self.relaying(conn, connected);
         let relayed = relaying.await;
         let record = held.release();
@@ -227,6 +227,17 @@ impl Proxy {
             _extra: extra,
         };
         (held, relaying)
+    }
+
+    /// Connects. If that fails, a client that has sent something is reset when it is closed: the kernel would do that by itself,
+    /// had nothing been read ahead.
+    async fn connect_or_reset(&self, conn: &mut Connection) -> Result<Connected> {
+        let connected = self.connect_for(conn).await;
+        let read_ahead = matches!(conn.io(), Io::Tcp(_)) && !conn.unread().is_empty();
+        if connected.is_err() && read_ahead {
+            conn.transport().reset_on_close();
+        }
+        connected
     }
 
     /// Connects, unless the client breaks off before: then nobody is there to wait for.

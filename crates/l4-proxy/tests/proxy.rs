@@ -218,6 +218,37 @@ async fn a_refused_connection_ends_with_its_reason() {
 }
 
 #[tokio::test]
+async fn a_client_that_has_spoken_in_vain_is_reset_whether_or_not_that_was_read() {
+    let gone = closed_port().await;
+    let router = proxy(&format!(r#""upstreams":[{{"dial":["{gone}"]}}]"#));
+    for read_ahead in [false, true] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let mut client = client.await.unwrap();
+        let (mut socket, remote) = listener.accept().await.unwrap();
+        client.write_all(b"hello").await.unwrap();
+        let mut bytes = [0; 5];
+        if read_ahead {
+            socket.read_exact(&mut bytes).await.unwrap();
+        }
+        let record = Arc::new(Record::new(Addr::Tcp(remote)));
+        let mut conn = Connection::new(Io::Tcp(socket), record, None);
+        if read_ahead {
+            conn.keep_unread(&bytes);
+        }
+        let (record, serving) = router.serve(conn);
+        serving.await.unwrap();
+        assert_eq!(record.end_reason(), Some(EndReason::DialFailed));
+        let end = client.read(&mut bytes).await.unwrap_err();
+        assert_eq!(
+            end.kind(),
+            std::io::ErrorKind::ConnectionReset,
+            "{read_ahead}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn try_duration_waits_for_an_upstream_to_come_up_and_loses_nothing() {
     let address = closed_port().await;
     let router = proxy(&format!(

@@ -111,6 +111,29 @@ async fn echo_sends_every_datagram_back_until_the_session_is_over() {
 }
 
 #[tokio::test]
+async fn a_client_that_has_spoken_is_reset_by_close_whether_or_not_that_was_read() {
+    for (matching, read) in [
+        ("", 0),
+        (r#""match":[{"regexp":{"pattern":"^h","count":1}}],"#, 5),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let mut client = client.await.unwrap();
+        let (socket, remote) = listener.accept().await.unwrap();
+        client.write_all(b"hello").await.unwrap();
+        let record = Arc::new(Record::new(Addr::Tcp(remote)));
+        let conn = Connection::new(Io::Tcp(socket), record, None);
+        let routes = format!(r#"[{{{matching}"handle":[{{"handler":"close"}}]}}]"#);
+        let (record, task) = Router::new(l4_std::register, &routes).serve(conn);
+        task.await.unwrap();
+        assert_eq!(record.end_reason(), Some(EndReason::Closed));
+        assert_eq!(record.bytes_read(), read);
+        let end = client.read(&mut [0]).await.unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+    }
+}
+
+#[tokio::test]
 async fn a_respond_text_arrives_whole_though_the_client_sent_what_nobody_reads() {
     let text = "x".repeat(200_000);
     let handler = format!(r#"{{"handler": "respond", "body": "{text}"}}"#);

@@ -14,6 +14,19 @@ pub(super) struct Report {
     tables: Vec<Table>,
 }
 
+/// Ends the label of a row that was measured in rounds of its own.
+pub(super) const IN_FULL: &str = ", in full";
+
+/// Whom the overview compares with.
+const OTHERS: [&str; 6] = [
+    "haproxy",
+    "haproxy, splice",
+    "haproxy, splice, 1 MiB pipes",
+    "nginx",
+    "caddy-l4",
+    "conncept, baseline",
+];
+
 /// One scenario: a row for each contestant.
 #[derive(Default)]
 pub(super) struct Table {
@@ -66,12 +79,41 @@ impl Report {
             format!(
                 "# Report of `cargo xtask bench`\n\n{}\n\nMedians of the rounds, with minimum and maximum. \
                  \"To the first\" is the ratio to the first row within a round, the median over all rounds: what \
-                 the machine did to both in that round is not in it.\n\n{}\n",
+                 the machine did to both in that round is not in it.\n\n{}{}\n",
                 self.machine,
+                self.overview(),
                 tables.trim_end()
             ),
         )
         .context("the report")
+    }
+
+    /// What Conncept takes in relation to each of the others, a line for each of its rows.
+    fn overview(&self) -> String {
+        let mut text = format!(
+            "## Conncept in relation to the others\n\n| | {} |\n|---|{}\n",
+            OTHERS.join(" | "),
+            "---|".repeat(OTHERS.len())
+        );
+        for table in &self.tables {
+            for own in &table.rows {
+                // What a row is of may be behind the name: `conncept, 100 names`.
+                let Some(of) = own.label.strip_prefix("conncept") else {
+                    continue;
+                };
+                if own.costs.is_empty() || of.contains("baseline") {
+                    continue;
+                }
+                let ratios = OTHERS.map(|other| {
+                    let other = format!("{other}{of}");
+                    let other = table.rows.iter().find(|row| row.label == other);
+                    let ratio = other.and_then(|other| own.ratio_to(other));
+                    ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"))
+                });
+                text += &format!("| {}{of} | {} |\n", table.name, ratios.join(" | "));
+            }
+        }
+        text + "\n"
     }
 
     /// All figures of all rounds, as JSON.
@@ -149,6 +191,10 @@ impl Row {
 }
 
 impl Row {
+    fn in_full(&self) -> bool {
+        self.label.ends_with(IN_FULL)
+    }
+
     /// The costs in relation to those of another in the same rounds; the median. None where that costs nothing.
     fn ratio_to(&self, other: &Self) -> Option<f64> {
         let rounds = self.costs.iter().zip(&other.costs);
@@ -181,11 +227,14 @@ impl Table {
             self.unit,
             if self.rate.is_some() { "---|" } else { "" },
         );
-        let first = self.rows.iter().find(|row| !row.costs.is_empty());
+        let first = |of: &Row| {
+            let mut rows = self.rows.iter();
+            rows.find(|row| !row.costs.is_empty() && row.in_full() == of.in_full())
+        };
         for row in &self.rows {
             text += &match row.cost() {
                 Some([min, median, max]) => {
-                    let ratio = first.and_then(|first| row.ratio_to(first));
+                    let ratio = first(row).and_then(|first| row.ratio_to(first));
                     let ratio = ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
                     format!(
                         "| {} | {median:.2} | {min:.2} | {max:.2} | {ratio} |",
@@ -267,6 +316,35 @@ mod tests {
         }
         assert_eq!(rows[1].ratio_to(&rows[0]), Some(2.0));
         assert_eq!(rows[0].ratio_to(&Row::new("none")), None);
+    }
+
+    #[test]
+    fn the_overview_compares_rows_of_the_same_kind() {
+        let mut report = Report::new();
+        let mut rows = [
+            "nginx",
+            "nginx, 100 names",
+            "conncept",
+            "conncept, 100 names",
+        ]
+        .map(Row::new);
+        for (row, cost) in rows.iter_mut().zip([2.0, 4.0, 1.0, 1.0]) {
+            row.note(1, (Some(cost), 1.0));
+        }
+        report.tables.push(Table {
+            name: "sni",
+            rows: rows.into(),
+            ..Table::default()
+        });
+        let text = report.overview();
+        assert!(
+            text.contains("| sni | - | - | - | 0.50 | - | - |"),
+            "{text}"
+        );
+        assert!(
+            text.contains("| sni, 100 names | - | - | - | 0.25 | - | - |"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -138,9 +138,10 @@ impl Connection {
         self.0.transport.prefix.visible()
     }
 
-    /// Keeps `bytes`, which were read from the socket of a stream before there was a connection, as unread.
+    /// Keeps `bytes`, which were read from the socket of a stream before there was a connection, as unread. A session of
+    /// datagrams has no such bytes: nothing happens.
     pub fn keep_unread(&mut self, bytes: &[u8]) {
-        if !bytes.is_empty() {
+        if !bytes.is_empty() && !self.is_datagram() {
             self.0.transport.keep_unread(bytes);
             self.0.facts.clear();
         }

@@ -465,9 +465,7 @@ impl Transport {
     /// Keeps bytes that were read from the socket of a stream past this type, behind those that are unread.
     pub(super) fn keep_unread(&mut self, bytes: &[u8]) {
         self.prefix.extend(bytes);
-        if let Some(record) = &self.record {
-            record.add_read(bytes.len());
-        }
+        self.passed_from(bytes.len());
     }
 
     /// Takes `n` unread bytes.

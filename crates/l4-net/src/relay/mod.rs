@@ -122,7 +122,7 @@ struct Relay {
     /// The client ended its stream, or it is not waited for any more.
     client_done: bool,
     /// Bytes of the client that nobody was left to take.
-    discarded: usize,
+    discarded: u32,
     /// The client's write side was shut down.
     client_shut: bool,
     limits: Limits,
@@ -137,7 +137,7 @@ struct Relay {
     down: u64,
     spliced: u64,
     /// The peer that is read first.
-    turn: usize,
+    turn: u32,
     /// Made when first needed, and then kept.
     watches: Option<Box<Watches>>,
     /// So many times bytes have yet to move until it is seen whether these are messages between sockets. None: they are.
@@ -179,7 +179,7 @@ const UNTIL_MESSAGES: u8 = 8;
 const MESSAGES: usize = 16;
 
 /// How much a client may go on sending after everything is over, so that it gets to read the end of the answer.
-const DISCARD_LIMIT: usize = 256 * 1024;
+const DISCARD_LIMIT: u32 = 256 * 1024;
 
 /// How often it is looked whether a client that has ended its stream is still there. It costs a system call.
 const LOOKOUT: Duration = Duration::from_secs(5);
@@ -416,7 +416,8 @@ impl Relay {
                 }
                 Poll::Ready(Ok(Received::Data(n))) if unwanted => {
                     // Closing now would reset the client and could destroy the answer it has not read yet.
-                    self.discarded += n.max(1);
+                    let n = u32::try_from(n.max(1)).unwrap_or(u32::MAX);
+                    self.discarded = self.discarded.saturating_add(n);
                     self.client_done = self.discarded > DISCARD_LIMIT;
                 }
                 Poll::Ready(Ok(Received::Data(n))) => {
@@ -457,11 +458,12 @@ impl Relay {
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Result<Pace, End> {
         let mut budget = BUDGET;
         let count = self.peers.len();
+        let first = (self.turn as usize).min(count);
         // Begins with the peer behind the one that filled the client or used the budget up last, so that none is kept waiting for ever.
-        for i in (self.turn..count).chain(0..self.turn.min(count)) {
+        for i in (first..count).chain(0..first) {
             while !self.peers[i].read_done {
                 if !self.flush_stash(cx)? {
-                    self.turn = (i + 1) % count;
+                    self.turn = ((i + 1) % count) as u32;
                     return Ok(Pace::Waiting);
                 }
                 let (client, peer, stash) = (&mut self.client, &mut self.peers[i], &mut self.stash);
@@ -497,7 +499,7 @@ impl Relay {
                         }
                         budget = budget.saturating_sub(n.max(1));
                         if budget == 0 {
-                            self.turn = (i + 1) % count;
+                            self.turn = ((i + 1) % count) as u32;
                             return Ok(Pace::Yielding);
                         }
                     }
@@ -510,7 +512,7 @@ impl Relay {
                     {
                         budget = budget.saturating_sub(BUDGET / 16);
                         if budget == 0 {
-                            self.turn = (i + 1) % count;
+                            self.turn = ((i + 1) % count) as u32;
                             return Ok(Pace::Yielding);
                         }
                     }

@@ -78,7 +78,8 @@ pub(super) fn room<W: Wire>(wire: &Arc<W>, tries: u32) -> Option<Wait> {
     if W::TELLS_ROOM && tries == 0 {
         let wire = wire.clone();
         return Some(Box::pin(async move {
-            // An error means that the runtime is going down, which ends this task too.
+            // An error means that the runtime is going down, which ends this task too, or that there is no descriptor left
+            // to be told by: then the next try is now, and those after it wait by time.
             let _ = wire.writable().await;
         }));
     }

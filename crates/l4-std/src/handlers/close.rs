@@ -9,7 +9,8 @@ use tokio::time::timeout;
 
 /// Closes the connection at once.
 ///
-/// Bytes the client sent and nobody read make the kernel reset a TCP connection; that is meant. Inside TLS the client
+/// A TCP connection whose client has sent something is reset, whether that was read for matching, or ahead of it, or is
+/// still with the kernel, which would reset it then. Inside TLS the client
 /// is told first (`close_notify`). On UDP the association ends silently, so the next datagram of the same client is
 /// routed afresh.
 pub struct Close;
@@ -37,6 +38,8 @@ impl AsyncHandler for Close {
         if matches!(conn.transport().io(), Io::Layer(_)) {
             // A client that takes nothing any more is not waited for.
             let _ = timeout(FAREWELL, conn.shutdown()).await;
+        } else if !conn.unread().is_empty() {
+            conn.transport().reset_on_close();
         }
         Ok(Flow::Done)
     }
