@@ -22,6 +22,7 @@ mod gear;
 mod pipe;
 mod ready;
 mod scratch;
+mod socket;
 #[cfg(test)]
 mod tests;
 

@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use l4_core::{Io, Transport};
+use l4_core::Transport;
 use tokio::io::Interest;
-use tokio::net::{TcpStream, UnixStream};
+
+use super::socket::Socket;
 
 /// What a pipe should hold: the most an unprivileged user may ask for (`/proc/sys/fs/pipe-max-size`). Measured, moving
 /// a gigabyte through pipes of 1 MiB takes half the processor time it takes through those of 64 KiB.
@@ -206,53 +207,6 @@ pub(super) fn poll_drain(
                 to.passed_to(sent);
                 return Poll::Ready(Ok(sent));
             }
-        }
-    }
-}
-
-/// A socket that the kernel can splice.
-enum Socket<'a> {
-    Tcp(&'a TcpStream),
-    Unix(&'a UnixStream),
-}
-
-impl<'a> Socket<'a> {
-    fn of(transport: &'a Transport) -> Option<Self> {
-        match transport.io() {
-            Io::Tcp(socket) => Some(Self::Tcp(socket)),
-            Io::Unix(socket) => Some(Self::Unix(socket)),
-            Io::Datagram(_) | Io::Layer(_) => None,
-        }
-    }
-
-    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(socket) => socket.poll_read_ready(cx),
-            Self::Unix(socket) => socket.poll_read_ready(cx),
-        }
-    }
-
-    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(socket) => socket.poll_write_ready(cx),
-            Self::Unix(socket) => socket.poll_write_ready(cx),
-        }
-    }
-
-    /// Calls `f` if the socket is believed ready, and stops believing it when `f` would block.
-    fn try_io<T>(&self, interest: Interest, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        match self {
-            Self::Tcp(socket) => socket.try_io(interest, f),
-            Self::Unix(socket) => socket.try_io(interest, f),
-        }
-    }
-}
-
-impl AsFd for Socket<'_> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(socket) => socket.as_fd(),
-            Self::Unix(socket) => socket.as_fd(),
         }
     }
 }

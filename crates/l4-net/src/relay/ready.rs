@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-use l4_core::{Io, Transport};
+use l4_core::Transport;
 use socket2::SockRef;
 use tokio::io::Interest;
-use tokio::net::{TcpStream, UnixStream};
 
 use super::scratch::{SIZE, Stash, with_scratch};
+use super::socket::Socket;
 
 #[cfg(test)]
 mod tests;
@@ -137,7 +137,8 @@ pub(super) fn pass(
     cx: &mut Context<'_>,
 ) -> Pass {
     let (passed, emptied) = with_scratch(|scratch| {
-        let Some((received, emptied)) = Socket::of(from).map(|socket| socket.try_receive(scratch))
+        let Some((received, emptied)) =
+            Socket::of(from).map(|socket| try_receive(&socket, scratch))
         else {
             return (Pass::End, false);
         };
@@ -180,56 +181,19 @@ fn send(
     }
 }
 
-enum Socket<'a> {
-    Tcp(&'a TcpStream),
-    Unix(&'a UnixStream),
-}
-
-impl<'a> Socket<'a> {
-    fn of(transport: &'a Transport) -> Option<Self> {
-        match transport.io() {
-            Io::Tcp(socket) => Some(Self::Tcp(socket)),
-            Io::Unix(socket) => Some(Self::Unix(socket)),
-            Io::Datagram(_) | Io::Layer(_) => None,
+/// Receives if the socket is believed ready, and whether that emptied it.
+fn try_receive(socket: &Socket<'_>, buf: &mut [u8; SIZE]) -> (io::Result<usize>, bool) {
+    let mut received = Err(io::ErrorKind::WouldBlock.into());
+    let done = socket.try_io(Interest::READABLE, || {
+        received = (&*SockRef::from(socket)).read(buf);
+        match received {
+            // Saying so spares the call that would find out. An event that comes meanwhile is not forgotten, and
+            // neither is an end or an error that was told with this one.
+            Ok(1..SIZE) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(ref error) => Err(error.kind().into()),
+            Ok(_) => Ok(()),
         }
-    }
-
-    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(socket) => socket.poll_read_ready(cx),
-            Self::Unix(socket) => socket.poll_read_ready(cx),
-        }
-    }
-
-    /// Receives if the socket is believed ready, and whether that emptied it.
-    fn try_receive(&self, buf: &mut [u8; SIZE]) -> (io::Result<usize>, bool) {
-        let mut received = Err(io::ErrorKind::WouldBlock.into());
-        let mut receive = |socket: SockRef<'_>| {
-            received = (&*socket).read(buf);
-            match received {
-                // Saying so spares the call that would find out. An event that comes meanwhile is not forgotten, and
-                // neither is an end or an error that was told with this one.
-                Ok(1..SIZE) => Err(io::ErrorKind::WouldBlock.into()),
-                Err(ref error) => Err(error.kind().into()),
-                Ok(_) => Ok(()),
-            }
-        };
-        let done = match self {
-            Self::Tcp(socket) => {
-                socket.try_io(Interest::READABLE, || receive(SockRef::from(*socket)))
-            }
-            Self::Unix(socket) => {
-                socket.try_io(Interest::READABLE, || receive(SockRef::from(*socket)))
-            }
-        };
-        let emptied = done.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
-        (received, emptied)
-    }
-
-    fn try_send(&self, data: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(socket) => socket.try_write(data),
-            Self::Unix(socket) => socket.try_write(data),
-        }
-    }
+    });
+    let emptied = done.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+    (received, emptied)
 }

@@ -2,9 +2,9 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use l4_core::{Addr, EndReason, Record};
+use l4_core::{Addr, EndReason, Io, Record};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::mpsc;
 
 use super::super::{Limits, Relay, Relayed, UNTIL_MESSAGES};
