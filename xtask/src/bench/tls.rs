@@ -56,8 +56,6 @@ pub(super) enum Handshake {
     Resumed,
     /// TLS 1.3, whose sessions it cannot, because it does not wait for a ticket: a process for each connection.
     Resumed13,
-    /// As full ones, but with a process for each: what to compare those with.
-    FullAlone,
 }
 
 /// Makes connections for so many seconds, each no more than a handshake. How many.
@@ -67,7 +65,6 @@ pub(super) fn handshakes(target: SocketAddr, kind: Handshake, seconds: u32) -> R
         Handshake::Full => ["-new", "-tls1_3"],
         Handshake::Resumed => ["-reuse", "-tls1_2"],
         Handshake::Resumed13 => return resumed_by_ticket(target),
-        Handshake::FullAlone => return full_alone(target),
     };
     let mut command = Command::new("openssl");
     command.args([
@@ -83,7 +80,7 @@ pub(super) fn handshakes(target: SocketAddr, kind: Handshake, seconds: u32) -> R
     let resumed = said.lines().map(|line| marks(line, "r")).max();
     let full = said.lines().map(|line| marks(line, "*t")).max();
     let (wanted, other) = match kind {
-        Handshake::Full | Handshake::FullAlone => (full, resumed),
+        Handshake::Full => (full, resumed),
         Handshake::Resumed | Handshake::Resumed13 => (resumed, full),
     };
     let (wanted, other) = (wanted.unwrap_or(0), other.unwrap_or(0));
@@ -115,8 +112,9 @@ fn resumed_by_ticket(target: SocketAddr) -> Result<f64> {
     Ok((WITH_TICKET + 1) as f64)
 }
 
-/// As many connections as with a ticket, without one.
-fn full_alone(target: SocketAddr) -> Result<f64> {
+/// As many connections as with a ticket of TLS 1.3, made in the same way, without one. How many.
+pub(super) fn full_alone(target: SocketAddr) -> Result<f64> {
+    loopback(target)?;
     for _ in 0..=WITH_TICKET {
         alone(target, &[], "New")?;
     }
