@@ -961,11 +961,40 @@ async fn connect_tcp_to(
         // saves a packet and nothing else, so that it cannot be had is no error.
         let _ = socket.set_tcp_quickack(false);
     }
-    match socket.connect(&address.into()) {
-        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
-        _ => {}
-    }
+    let connected = begin_to_connect(&socket, address)?;
     let stream = TcpStream::from_std(socket.into())?;
+    if !connected {
+        wait_until_connected(&stream).await?;
+    }
+    match is_connected_to_itself(&stream, address) {
+        true => Err(io::ErrorKind::ConnectionRefused.into()),
+        false => Ok(stream),
+    }
+}
+
+/// Begins a handshake. Whether it is over already, as it is within this machine unless the listener's queue is full: there
+/// the answer has come by the time `connect` returns, though it does not say so, and asking costs less than to be told.
+fn begin_to_connect(socket: &Socket, address: SocketAddr) -> io::Result<bool> {
+    let to = address.into();
+    let begun = connect_once(socket, &to)?;
+    if begun || !address.ip().to_canonical().is_loopback() {
+        return Ok(begun);
+    }
+    connect_once(socket, &to)
+}
+
+/// `connect(2)`. Whether the socket is connected; if not, it will be, or fail, later.
+fn connect_once(socket: &Socket, address: &SockAddr) -> io::Result<bool> {
+    match socket.connect(address) {
+        Ok(()) => Ok(true),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINPROGRESS | libc::EALREADY) => Ok(false),
+            _ => Err(error),
+        },
+    }
+}
+
+async fn wait_until_connected(stream: &TcpStream) -> io::Result<()> {
     let ready = poll_fn(|cx| {
         ready!(stream.poll_write_ready(cx))?;
         // Waiting for this would enter a list of waiters, and leave it. What is there already is answered at once.
@@ -983,10 +1012,7 @@ async fn connect_tcp_to(
             .take_error()?
             .unwrap_or_else(|| io::ErrorKind::ConnectionRefused.into()));
     }
-    match is_connected_to_itself(&stream, address) {
-        true => Err(io::ErrorKind::ConnectionRefused.into()),
-        false => Ok(stream),
-    }
+    Ok(())
 }
 
 /// A port nobody listens on can be the very one the kernel picks for our end; then the two ends are one (simultaneous

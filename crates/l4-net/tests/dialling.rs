@@ -8,7 +8,9 @@ use std::io::{self, Read as _};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener};
+use std::pin::pin;
 use std::sync::Mutex;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use l4_core::config::Address;
@@ -239,6 +241,22 @@ async fn who_speaks_first_completes_the_handshake_with_the_first_bytes() {
     }
     // The kernel waits for the bytes for 40 ms or more; a busy machine may let that pass now and then.
     assert!(overtaken > 0);
+}
+
+#[tokio::test]
+async fn within_this_machine_a_connection_is_there_or_refused_without_waiting() {
+    let (_listener, address) = listener("127.0.0.1:0");
+    let refusing = Refusing::new();
+    let black_hole = Blackhole::new();
+    let options = within(SHORT);
+    let at_once = |address: SocketAddr| {
+        let target = target(&address.to_string());
+        let connecting = pin!(connect(&target, &options));
+        connecting.poll(&mut Context::from_waker(Waker::noop()))
+    };
+    assert!(matches!(at_once(address), Poll::Ready(Ok(_))));
+    assert!(matches!(at_once(refusing.1), Poll::Ready(Err(_))));
+    assert!(at_once(black_hole.address).is_pending());
 }
 
 #[tokio::test]

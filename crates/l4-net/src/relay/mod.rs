@@ -43,6 +43,7 @@ use datagrams::Exchange;
 use gear::{Engine, Gear, Policy};
 use ready::{Pass, Watches};
 use scratch::{Stash, with_scratch};
+use socket::Socket;
 
 /// Time limits of a relay. `None` is no limit.
 #[derive(Debug, Clone, Copy, Default)]
@@ -155,6 +156,8 @@ struct Peer {
     write_done: bool,
     /// It gives no more bytes.
     read_done: bool,
+    /// It was sent nothing yet.
+    fresh: bool,
     /// It broke the connection.
     failed: Option<io::Error>,
 }
@@ -713,6 +716,7 @@ impl Peer {
             stash: Stash::default(),
             write_done: false,
             read_done: false,
+            fresh: true,
             failed: None,
         }
     }
@@ -722,8 +726,33 @@ impl Peer {
         if self.write_done {
             return;
         }
-        if let Err(error) = self.stash.send(&mut self.transport, cx, data) {
+        let sent = match std::mem::take(&mut self.fresh) {
+            true => self.send_at_once(data),
+            false => Ok(None),
+        };
+        let sent = sent.and_then(|sent| match sent.map(|n| &data[n..]) {
+            Some([]) => Ok(()),
+            Some(rest) => self.stash.send(&mut self.transport, cx, rest),
+            None => self.stash.send(&mut self.transport, cx, data),
+        });
+        if let Err(error) = sent {
             self.fail(error);
+        }
+    }
+
+    /// Sends before the runtime knows that there is room, which would be waited for. How much went out; `None` where that
+    /// cannot be done, or there is no room.
+    fn send_at_once(&self, data: &[u8]) -> io::Result<Option<usize>> {
+        if !self.transport.is_plain() {
+            return Ok(None);
+        }
+        match Socket::of(&self.transport).map(|socket| socket.send_at_once(data)) {
+            Some(Ok(n)) => {
+                self.transport.passed_to(n);
+                Ok(Some(n))
+            }
+            Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(None),
         }
     }
 

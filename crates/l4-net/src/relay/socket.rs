@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll};
 
 use l4_core::{Io, Transport};
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -55,6 +56,12 @@ impl<'a> Socket<'a> {
             Self::Tcp(socket) => socket.try_write(data),
             Self::Unix(socket) => socket.try_write(data),
         }
+    }
+
+    /// Sends what there is room for, whether the runtime believes in any or not: of a socket that was just registered it
+    /// does not know yet.
+    pub(super) fn send_at_once(&self, data: &[u8]) -> io::Result<usize> {
+        SockRef::from(self).send_with_flags(data, libc::MSG_NOSIGNAL)
     }
 }
 

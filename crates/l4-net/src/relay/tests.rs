@@ -427,6 +427,77 @@ async fn a_client_reset_resets_the_upstream() {
     assert_eq!(relaying.await.unwrap().reason, EndReason::ClientReset);
 }
 
+/// A socket, and one connected to it that the runtime has had no time to learn anything about.
+fn just_connected() -> (std::net::TcpStream, TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let dialled = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    dialled.set_nonblocking(true).unwrap();
+    let accepted = listener.accept().unwrap().0;
+    (accepted, TcpStream::from_std(dialled).unwrap())
+}
+
+fn poll_once(relay: &mut Relay) -> Poll<Relayed> {
+    Pin::new(relay).poll(&mut Context::from_waker(std::task::Waker::noop()))
+}
+
+#[tokio::test]
+async fn the_first_bytes_for_an_upstream_do_not_wait_until_the_runtime_knows_it() {
+    let (mut client, ours) = tokio::io::duplex(100);
+    client.write_all(b"question").await.unwrap();
+    let (mut server, theirs) = just_connected();
+    let mut relay = Relay::new(
+        Transport::new(Io::Layer(Box::new(ours)), None),
+        [Transport::new(Io::Tcp(theirs), None)],
+        NO_LIMITS,
+    );
+    assert!(poll_once(&mut relay).is_pending());
+    server.set_nonblocking(true).unwrap();
+    let mut question = [0; 100];
+    assert_eq!(io::Read::read(&mut server, &mut question).unwrap(), 8);
+    assert_eq!(&question[..8], b"question");
+}
+
+#[tokio::test]
+async fn first_bytes_that_an_upstream_has_no_room_for_follow_in_order() {
+    let (mut client, ours) = tokio::io::duplex(1 << 20);
+    let question = pattern(5, 1 << 20);
+    client.write_all(&question).await.unwrap();
+    let (server, theirs) = just_connected();
+    let small = socket2::SockRef::from(&theirs).set_send_buffer_size(4096);
+    small.unwrap();
+    let mut relay = Relay::new(
+        Transport::new(Io::Layer(Box::new(ours)), None),
+        [Transport::new(Io::Tcp(theirs), None)],
+        NO_LIMITS,
+    );
+    assert!(poll_once(&mut relay).is_pending());
+    assert!(relay.peers[0].stash.left() > 0);
+    let relaying = tokio::spawn(relay);
+    server.set_nonblocking(true).unwrap();
+    let mut server = TcpStream::from_std(server).unwrap();
+    let mut received = vec![0; question.len()];
+    server.read_exact(&mut received).await.unwrap();
+    assert!(received == question);
+    drop((client, server));
+    relaying.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_gone_before_its_first_bytes_counts_as_such() {
+    let (mut client, ours) = tokio::io::duplex(100);
+    client.write_all(b"question").await.unwrap();
+    let (server, theirs) = just_connected();
+    let abrupt = socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO));
+    abrupt.unwrap();
+    drop(server);
+    let relayed = relay(
+        Transport::new(Io::Layer(Box::new(ours)), None),
+        [Transport::new(Io::Tcp(theirs), None)],
+        NO_LIMITS,
+    );
+    assert_eq!(relayed.await.reason, EndReason::UpstreamReset);
+}
+
 #[tokio::test]
 async fn an_upstream_reset_resets_the_client_after_what_came_before() {
     let (mut client, mut server, relaying, _) = tcp_pair().await;
