@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// A server that answers the first bytes of each connection with [`ANSWER`] and waits for its end.
+/// A server that answers what it is sent with [`ANSWER`].
 pub(super) struct Backend {
     pub(super) address: SocketAddr,
     /// Connections that are kept open until this value is dropped.
@@ -35,7 +35,7 @@ pub(super) const QUESTION: [u8; 64] = [b'q'; 64];
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Backend {
-    /// Answers connections one after the other on each of `threads` threads, until the process ends.
+    /// Serves connections one after the other, each to its end, on each of `threads` threads, until the process ends.
     pub(super) fn answering(threads: usize) -> Result<Self> {
         let listener = listen()?;
         let address = listener.local_addr()?;
@@ -44,11 +44,9 @@ impl Backend {
             thread::spawn(move || {
                 let mut buffer = [0; 4096];
                 for mut connection in listener.incoming().flatten() {
-                    if connection.read(&mut buffer).is_ok_and(|n| n > 0)
+                    while connection.read(&mut buffer).is_ok_and(|n| n > 0)
                         && connection.write_all(&ANSWER).is_ok()
-                    {
-                        let _ = connection.read(&mut buffer);
-                    }
+                    {}
                 }
             });
         }
@@ -58,7 +56,7 @@ impl Backend {
         })
     }
 
-    /// Answers connections and keeps them open.
+    /// Answers the first bytes of connections and keeps those open.
     pub(super) fn keeping() -> Result<Self> {
         let listener = listen()?;
         let address = listener.local_addr()?;
@@ -111,13 +109,19 @@ pub(super) fn connect(target: SocketAddr) -> Result<TcpStream> {
 /// Opens a connection, sends `question`, waits for the answer.
 pub(super) fn ask(target: SocketAddr, question: &[u8]) -> Result<TcpStream> {
     let mut connection = connect(target)?;
+    ask_again(&mut connection, question)?;
+    Ok(connection)
+}
+
+/// Sends `question` and waits for the answer.
+pub(super) fn ask_again(connection: &mut TcpStream, question: &[u8]) -> Result<()> {
     connection.write_all(question)?;
     let mut answer = [0; ANSWER.len()];
     connection
         .read_exact(&mut answer)
         .context("waiting for the answer")?;
     ensure!(answer == ANSWER, "the proxy changed the answer");
-    Ok(connection)
+    Ok(())
 }
 
 /// Makes `count` connections on `threads` threads: ask, then close. Any failure ends the run.

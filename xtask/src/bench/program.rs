@@ -125,16 +125,24 @@ impl Program {
     }
 
     /// The text of a configuration: listen on `listen`, do `job`, go on to `backend`. `file` is where it will be.
+    /// `reloads`: the program shall be able to.
     pub(super) fn config(
         &self,
         job: &Job,
         listen: SocketAddr,
         backend: SocketAddr,
         file: &Path,
+        reloads: bool,
     ) -> Result<String> {
         match &self.kind {
             Kind::Direct => bail!("there is nothing to configure"),
-            Kind::Conncept(_) | Kind::Caddy(_) => Ok(json(job, listen, backend)),
+            Kind::Caddy(_) if reloads => {
+                let admin = format!(r#"{{"listen":"{}"}}"#, admin(file));
+                Ok(json(job, listen, backend, &admin))
+            }
+            Kind::Conncept(_) | Kind::Caddy(_) => {
+                Ok(json(job, listen, backend, r#"{"disabled":true}"#))
+            }
             Kind::Haproxy(splice) => haproxy(*splice, job, listen, backend, file),
             Kind::Nginx => Ok(nginx(job, listen, backend, file)),
         }
@@ -171,14 +179,24 @@ impl Program {
             .collect()
     }
 
-    /// The signal that makes it load its configuration anew; none for a program that has another way.
-    pub(super) fn reload_signal(&self) -> Option<&'static str> {
-        match &self.kind {
-            Kind::Conncept(_) => Some("-USR1"),
-            Kind::Haproxy(_) => Some("-USR2"),
-            Kind::Nginx => Some("-HUP"),
-            Kind::Direct | Kind::Caddy(_) => None,
-        }
+    /// The command that makes process `pid`, started with `config` so that it [can](Self::command), load that anew. None:
+    /// there is nothing to load.
+    pub(super) fn reload(&self, pid: u32, config: &Path) -> Option<Command> {
+        let signal = match &self.kind {
+            Kind::Conncept(_) => "-USR1",
+            Kind::Haproxy(_) => "-USR2",
+            Kind::Nginx => "-HUP",
+            Kind::Direct => return None,
+            Kind::Caddy(program) => {
+                let mut command = Command::new(program);
+                command.args(["reload", "--force", "--address", &admin(config), "--config"]);
+                command.arg(config);
+                return Some(command);
+            }
+        };
+        let mut command = Command::new("kill");
+        command.args([signal, &pid.to_string()]);
+        Some(command)
     }
 }
 
@@ -204,7 +222,12 @@ fn runs(program: &str) -> bool {
     Command::new(program).arg("-v").output().is_ok()
 }
 
-fn json(job: &Job, listen: SocketAddr, backend: SocketAddr) -> String {
+/// Where a Caddy that is to be reloaded listens for that.
+fn admin(config: &Path) -> String {
+    format!("unix/{}", config.with_extension("sock").display())
+}
+
+fn json(job: &Job, listen: SocketAddr, backend: SocketAddr, admin: &str) -> String {
     let network = if matches!(job, Job::Udp) { "udp/" } else { "" };
     let proxy = format!(r#"{{"handler":"proxy","upstreams":[{{"dial":["{network}{backend}"]}}]}}"#);
     let mut app = String::new();
@@ -229,7 +252,7 @@ fn json(job: &Job, listen: SocketAddr, backend: SocketAddr) -> String {
         }
     };
     format!(
-        r#"{{"admin":{{"disabled":true}},"apps":{{"layer4":{{"servers":{{"bench":{{"listen":["{network}{listen}"],"routes":{routes}}}}}}}{app}}}}}"#
+        r#"{{"admin":{admin},"apps":{{"layer4":{{"servers":{{"bench":{{"listen":["{network}{listen}"],"routes":{routes}}}}}}}{app}}}}}"#
     )
 }
 

@@ -79,7 +79,10 @@ impl Proxy {
         }
         let address = free_address()?;
         let config = std::env::temp_dir().join(format!("conncept-bench-{}.conf", address.port()));
-        fs::write(&config, program.config(job, address, backend, &config)?)?;
+        fs::write(
+            &config,
+            program.config(job, address, backend, &config, reloads)?,
+        )?;
         let process = Command::new("taskset")
             .args(["-c", PROXY_CPU])
             .args(program.command(&config, reloads))
@@ -159,12 +162,16 @@ impl Proxy {
         self.process.as_ref().map_or(0, Child::id)
     }
 
-    /// Sends it a signal.
-    pub(super) fn signal(&self, signal: &str) -> Result<()> {
-        let done = Command::new("kill")
-            .args([signal, &self.pid().to_string()])
+    /// Makes it load its configuration anew; `program` is what it was started from.
+    pub(super) fn reload(&self, program: &Program) -> Result<()> {
+        let mut command = program
+            .reload(self.pid(), &self.config)
+            .context("there is nothing to reload")?;
+        let done = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .status()?;
-        ensure!(done.success(), "kill {signal} failed");
+        ensure!(done.success(), "{command:?} failed");
         Ok(())
     }
 }
@@ -197,7 +204,7 @@ impl Drop for Proxy {
                 .status();
         }
         let _ = process.wait();
-        for name in ["conf", "map", "pid"] {
+        for name in ["conf", "map", "pid", "sock"] {
             let _ = fs::remove_file(self.config.with_extension(name));
         }
     }

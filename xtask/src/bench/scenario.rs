@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use super::flow::{self, Datagrams, MESSAGE, PingPong, Way};
-use super::load::{Backend, QUESTION, ask, client_hello, short_connections};
+use super::load::{Backend, QUESTION, ask, ask_again, client_hello, short_connections};
 use super::program::{Job, Kind, Program, Splice};
 use super::proxy::{Proxy, pause};
 use super::report::{IN_FULL, Row, Table};
@@ -464,20 +464,25 @@ impl Bench {
         Ok((rows, lost))
     }
 
-    /// Twenty reloads while connections come: how many fail.
+    /// Twenty reloads while connections come and others last: how many fail, and how many break.
     fn reload(&self) -> Result<Table> {
         const RELOADS: usize = 20;
-        let backend = Backend::answering(AT_A_TIME)?;
+        let backend = Backend::answering(2 * AT_A_TIME)?;
         let mut rows = Vec::new();
         for program in self.simple() {
-            let Some(signal) = program.reload_signal() else {
+            if let Kind::Direct = program.kind {
                 continue;
-            };
-            let mut row = Row::new(&program.label);
+            }
+            let mut short = Row::new(&format!("{}, short connections failed", program.label));
+            let mut lasting = Row::new(&format!("{}, lasting connections broken", program.label));
             eprintln!("  {}", program.label);
             for _ in 0..self.rounds.min(3) {
                 let proxy = Proxy::start(&program, &Job::Tcp, backend.address, true)?;
                 let (over, failed) = (AtomicBool::new(false), AtomicUsize::new(0));
+                let mut last = Vec::with_capacity(AT_A_TIME);
+                for _ in 0..AT_A_TIME {
+                    last.push(ask(proxy.address, &QUESTION)?);
+                }
                 thread::scope(|scope| -> Result<()> {
                     for _ in 0..AT_A_TIME {
                         scope.spawn(|| {
@@ -488,24 +493,28 @@ impl Bench {
                             }
                         });
                     }
-                    for _ in 0..RELOADS {
+                    let reloaded = (0..RELOADS).try_for_each(|_| {
                         pause(Duration::from_millis(150));
-                        proxy.signal(signal)?;
-                    }
+                        last.retain_mut(|connection| ask_again(connection, &QUESTION).is_ok());
+                        proxy.reload(&program)
+                    });
                     pause(Duration::from_millis(500));
                     over.store(true, Ordering::Relaxed);
-                    Ok(())
+                    reloaded
                 })?;
-                row.costs.push(failed.into_inner() as f64);
+                last.retain_mut(|connection| ask_again(connection, &QUESTION).is_ok());
+                short.costs.push(failed.into_inner() as f64);
+                lasting.costs.push((AT_A_TIME - last.len()) as f64);
             }
-            rows.push(row);
+            rows.extend([short, lasting]);
         }
         Ok(Table {
             title: format!("{RELOADS} reloads under load"),
-            unit: "failed connections",
+            unit: "connections",
             rows,
             note: format!(
-                "Short connections, {AT_A_TIME} at a time; a reload every 150 ms, by the program's signal."
+                "Short connections, {AT_A_TIME} at a time, beside {AT_A_TIME} that last and ask between reloads; a reload \
+                 every 150 ms, by the program's signal, or by its command where it is without one (caddy-l4)."
             ),
             ..Table::default()
         })
