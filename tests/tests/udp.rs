@@ -80,6 +80,60 @@ fn answers_come_from_the_address_that_was_asked() {
     }
 }
 
+/// How many UDP sockets of this machine are bound to this address.
+fn sockets_at(ip: Ipv4Addr, port: u16) -> usize {
+    // Clients, which are connected to it, have it in the next column.
+    let address = format!(" {:08X}:{port:04X} 00000000:", ip.to_bits().swap_bytes());
+    let table = std::fs::read_to_string("/proc/net/udp").unwrap();
+    table.lines().filter(|row| row.contains(&address)).count()
+}
+
+#[test]
+fn with_shards_sessions_are_spread_over_sockets_and_go_on_over_reloads() {
+    let ip = loopback();
+    let backend = counting_backend();
+    let echo_at = format!("udp/{ip}:7");
+    let servers = |round: usize| {
+        let mut servers = json!({
+            "proxy": proxy(&format!("udp/{ip}:53"), &backend),
+            "other": responder(&format!("{ip}:80"), &round.to_string()),
+        });
+        if round.is_multiple_of(2) {
+            servers["echo"] = echo(&echo_at);
+        }
+        let mut settings = config(servers);
+        settings["apps"]["layer4"]["grace_period"] = json!("100ms");
+        settings
+    };
+    let mut conncept = Conncept::serving_with(&servers(0), &["--shards", "3"]);
+    assert_eq!((sockets_at(ip, 53), sockets_at(ip, 7)), (3, 3));
+    let peers: Vec<_> = (0..30).map(|_| datagrams((ip, 53))).collect();
+    let leaving = datagrams((ip, 7));
+    assert_eq!(exchange(&leaving, b"before"), "before");
+    for round in 0..6 {
+        for peer in &peers {
+            // To the backend each is one peer, whatever is reloaded.
+            assert_eq!(exchange(peer, b"x"), round.to_string());
+        }
+        // The address goes and comes back, and has a session all the time.
+        assert_eq!(
+            conncept.reload(&servers(round + 1).to_string()),
+            e2e::Reload::Done
+        );
+        assert_eq!(exchange(&leaving, b"still there"), "still there");
+        assert_eq!((sockets_at(ip, 53), sockets_at(ip, 7)), (3, 3));
+    }
+    // The tasks of all threads are counted.
+    let logs = conncept.logs();
+    let tasks = logs.iter().rev().find_map(|line| line["tasks"].as_u64());
+    assert!(tasks > Some(30), "{tasks:?}");
+    assert_eq!(conncept.records().len(), 0, "sessions ended early");
+    conncept.signal(Signal::TERM);
+    assert_eq!(conncept.wait().code(), Some(0));
+    assert_eq!(conncept.records().len(), 31);
+    assert_eq!((sockets_at(ip, 53), sockets_at(ip, 7)), (0, 0));
+}
+
 /// Rows D-06 and U1 of docs/defects.md.
 #[test]
 fn datagrams_keep_their_cuts_whatever_their_size() {

@@ -82,7 +82,7 @@ pub(crate) struct RunArgs {
     /// Number of worker threads; by default one for each processor that may be used
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<NonZeroUsize>,
-    /// Threads that keep their connections, instead of workers that share all of them
+    /// Threads that keep their connections and UDP sessions, instead of workers that share all of them
     #[arg(long, value_name = "N", conflicts_with = "workers")]
     pub(crate) shards: Option<NonZeroUsize>,
     #[command(flatten)]

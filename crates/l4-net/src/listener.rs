@@ -217,6 +217,27 @@ impl Bound {
     }
 }
 
+impl Bound {
+    /// One more socket for the address of this one, which is of UDP. The kernel gives each of them all datagrams of a part of
+    /// the peers, the same part as long as their number stays. That this one was bound alone keeps others out, unless
+    /// it was to share.
+    pub(crate) fn beside(&self) -> Result<Socket, ListenError> {
+        let Some(address) = self.actual.socket() else {
+            return Err(ListenError::Unsupported(self.actual.to_string()));
+        };
+        // Where the kernel chose the port, nobody was to share it.
+        not_fatal("SO_REUSEPORT", address, self.socket.set_reuse_port(true));
+        let dual = address.is_ipv6()
+            && address.ip().is_unspecified()
+            && !self
+                .socket
+                .only_v6()
+                .map_err(doing("asking whether it takes both IP versions"))?;
+        let beside = open_ip(true, address, dual, Sharing::Allowed)?;
+        Ok(beside.socket)
+    }
+}
+
 /// What arrives at a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Carries {

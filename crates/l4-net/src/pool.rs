@@ -12,6 +12,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ use crate::dial::{Resolve, SystemResolver};
 use crate::limits::ConnectionLimit;
 use crate::listener::{Bound, Carries, Endpoint, ListenError, Sharing, SocketFile, mode};
 use crate::shards::Shards;
-use crate::udp::{DatagramListener, Limits, Opening, Phase};
+use crate::udp::{DatagramListener, Group, Limits, Opening, Phase};
 
 /// The listening sockets of the process. There is one; clones are the same.
 ///
@@ -78,7 +79,7 @@ impl ListenerPool {
         Self::spread_over(Shards::default(), limit)
     }
 
-    /// As [`new`](Self::new), with the connections that are accepted from streams spread over `shards`.
+    /// As [`new`](Self::new), with the connections and the sessions of UDP spread over `shards`.
     pub fn spread_over(shards: Shards, limit: ConnectionLimit) -> Self {
         let shared = Shared {
             limit,
@@ -124,7 +125,14 @@ impl ListenerPool {
         let mut errors = Vec::new();
         let mut taken = Vec::new();
         for (i, (key, listen)) in wanted.iter().enumerate() {
-            match self.shared.plan(&running, key, &listen.address) {
+            let mut how = self.shared.plan(&running, key, &listen.address);
+            if matches!(how, Err(ListenError::InUse { .. }))
+                && self.shared.left(&wanted[i..=i]).await
+            {
+                // It was ours, and has come to its end just now.
+                how = self.shared.plan(&running, key, &listen.address);
+            }
+            match how {
                 Ok(how) => staged.add(i, listen, how),
                 Err(ListenError::InUse { address, .. }) => taken.push((i, address)),
                 Err(reason) => errors.push((i, reason)),
@@ -225,8 +233,8 @@ impl Staged {
                 }
                 How::Opened(opened) => {
                     debug!(address = %opened.actual, server = server.name(), "listening");
-                    let (listener, task) = opened.start(&shared, server.clone());
-                    tasks.push(task);
+                    let (listener, started) = opened.start(&shared, server.clone());
+                    tasks.extend(started);
                     listener
                 }
             };
@@ -246,8 +254,8 @@ impl Staged {
         }
         drop(state);
         // Without the lock: a task that is dropped instead of started, in a runtime that is going down, takes it.
-        for task in tasks {
-            self.runtime.spawn(task);
+        for (runtime, task) in tasks {
+            runtime.as_ref().unwrap_or(&self.runtime).spawn(task);
         }
     }
 }
@@ -271,7 +279,6 @@ impl Staged {
         taken: &[(usize, Addr)],
         errors: &mut Vec<(usize, ListenError)>,
     ) {
-        let limit = self.shared.limit.clone();
         let (mut streams, mut datagrams) = (Vec::new(), Vec::new());
         for (i, address) in taken {
             let (key, listen) = &wanted[*i];
@@ -296,7 +303,7 @@ impl Staged {
                 }
                 continue;
             }
-            match Opened::open(key, &listen.address, &limit, Sharing::Allowed) {
+            match Opened::open(key, &listen.address, &self.shared, Sharing::Allowed) {
                 Ok(opened) => self.add(i, listen, How::Opened(Box::new(opened))),
                 Err(reason) => errors.push((i, reason)),
             }
@@ -308,7 +315,7 @@ impl Staged {
             let (key, listen) = &wanted[i];
             let opened = bound
                 .listen()
-                .and_then(|()| Opened::new(key, None, bound, &limit));
+                .and_then(|()| Opened::new(key, None, bound, &self.shared));
             match opened {
                 Ok(opened) => self.add(i, listen, How::Opened(Box::new(opened))),
                 Err(reason) => errors.push((i, reason)),
@@ -416,7 +423,7 @@ struct Key {
     nth: usize,
 }
 
-/// A socket that a task receives from.
+/// A socket that a task receives from; for a UDP address there may be several, each with its task.
 struct Listener {
     key: Key,
     actual: Addr,
@@ -427,11 +434,13 @@ struct Listener {
     file: Mutex<Option<SocketFile>>,
     has_file: bool,
     task: Task,
-    /// Cancelled when the task has ended.
+    /// A datagram listener that was leaving has nothing left to do, and cannot come back. Set under the lock of the state.
+    over: AtomicBool,
+    /// Cancelled when all tasks have ended.
     done: CancellationToken,
 }
 
-/// How the task is told what to do.
+/// How the tasks are told what to do.
 enum Task {
     Stream(CancellationToken),
     Datagrams(watch::Sender<Phase>),
@@ -466,10 +475,16 @@ struct Opened {
 
 enum Unstarted {
     Stream(StreamListener),
-    Datagrams {
-        listener: DatagramListener,
-        spare: Spare,
-    },
+    /// At least one.
+    Datagrams(Vec<Member>),
+}
+
+/// One of the datagram sockets of an address.
+struct Member {
+    listener: DatagramListener,
+    spare: Spare,
+    /// Where its sessions are to run; `None`: where the load does.
+    runtime: Option<Handle>,
 }
 
 /// A second descriptor for a datagram socket, from which its listener can be made again.
@@ -477,7 +492,13 @@ struct Spare {
     socket: Socket,
     carries: Carries,
     limits: Limits,
+    group: Arc<Group>,
+    /// Whether it is another than the first of its group.
+    further: bool,
 }
+
+/// What a socket needs to run, and where if that matters.
+type Start = (Option<Handle>, BoxFuture<'static, ()>);
 
 /// The sockets that `app` wants, no two of them the same.
 async fn wanted<'a>(
@@ -549,16 +570,18 @@ impl Shared {
         lock(&self.state)
     }
 
-    /// Waits until none of the `wanted` stream sockets is on its way out: an abstract name, for one, is taken until
-    /// its socket is closed.
-    async fn left(&self, wanted: &[(Key, &Listen)]) {
+    /// Waits until none of the `wanted` sockets is on its way out, and cannot come back: an abstract name, for one, is taken
+    /// until its socket is closed. Whether there were any.
+    async fn left(&self, wanted: &[(Key, &Listen)]) -> bool {
         let mut leaving = self.state().leaving.clone();
         leaving.retain(|listener| {
-            listener.is_stream() && wanted.iter().any(|(key, _)| *key == listener.key)
+            (listener.is_stream() || listener.is_over())
+                && wanted.iter().any(|(key, _)| *key == listener.key)
         });
-        for listener in leaving {
+        for listener in &leaving {
             listener.done.cancelled().await;
         }
+        !leaving.is_empty()
     }
 
     /// Finds the socket for an address, or opens it.
@@ -584,17 +607,20 @@ impl Shared {
         Ok(How::Opened(Box::new(Opened::open(
             key,
             address,
-            &self.limit,
+            self,
             Sharing::Not,
         )?)))
     }
 
     /// The datagram socket for `key` that was leaving, made to stay.
     fn revive(&self, key: &Key) -> Option<Arc<Listener>> {
-        // The task ends under this lock only, so that it either sees the new phase or is gone.
+        // It is over under this lock only, so that its tasks either see the new phase or it is not found.
         let state = self.state();
         let same = |listener: &&Arc<Listener>| {
-            listener.key == *key && !listener.is_stream() && listener.is_in_place()
+            listener.key == *key
+                && !listener.is_stream()
+                && !listener.is_over()
+                && listener.is_in_place()
         };
         let listener = state.leaving.iter().find(same)?.clone();
         listener.tell(Phase::Serve);
@@ -643,6 +669,10 @@ impl Listener {
         matches!(self.task, Task::Stream(_))
     }
 
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
     /// Whether clients find the socket by its address.
     fn is_in_place(&self) -> bool {
         lock(&self.file)
@@ -670,40 +700,38 @@ impl Opened {
     fn open(
         key: &Key,
         address: &Address,
-        limit: &ConnectionLimit,
+        shared: &Shared,
         sharing: Sharing,
     ) -> Result<Self, ListenError> {
         let (file, bound) = key.endpoint.open(address, sharing)?;
-        Self::new(key, file, bound, limit)
+        Self::new(key, file, bound, shared)
     }
 
     fn new(
         key: &Key,
         file: Option<SocketFile>,
         bound: Bound,
-        limit: &ConnectionLimit,
+        shared: &Shared,
     ) -> Result<Self, ListenError> {
         let slot = Arc::default();
         let actual = bound.actual.clone();
-        let prepared = match bound.carries {
+        let socket = match bound.carries {
             Carries::Tcp | Carries::Unix | Carries::Packets => {
-                StreamListener::new(bound, Arc::clone(&slot), limit.clone()).map(Unstarted::Stream)
+                StreamListener::new(bound, Arc::clone(&slot), shared.limit.clone())
+                    .map(Unstarted::Stream)
+                    .map_err(preparing)?
             }
             Carries::Udp | Carries::Unixgrams => {
-                let spare = Spare {
-                    socket: bound.socket,
-                    carries: bound.carries,
-                    limits: datagram_limits(limit),
+                // Nobody knows what else an inherited socket was given.
+                let several = matches!(key.endpoint, Endpoint::Ip { .. });
+                let runtimes = if several {
+                    shared.shards.runtimes()
+                } else {
+                    &[]
                 };
-                spare
-                    .listener()
-                    .map(|listener| Unstarted::Datagrams { listener, spare })
+                Unstarted::Datagrams(Member::all(bound, runtimes, &shared.limit)?)
             }
         };
-        let socket = prepared.map_err(|source| ListenError::System {
-            doing: "preparing the socket",
-            source,
-        })?;
         Ok(Self {
             key: key.clone(),
             actual,
@@ -713,12 +741,8 @@ impl Opened {
         })
     }
 
-    /// The listener, and the task that it needs.
-    fn start(
-        self,
-        shared: &Arc<Shared>,
-        server: Arc<Server>,
-    ) -> (Arc<Listener>, BoxFuture<'static, ()>) {
+    /// The listener, and the tasks that it needs.
+    fn start(self, shared: &Arc<Shared>, server: Arc<Server>) -> (Arc<Listener>, Vec<Start>) {
         let Self {
             key,
             actual,
@@ -737,6 +761,7 @@ impl Opened {
                 file: Mutex::new(file),
                 has_file,
                 task,
+                over: AtomicBool::new(false),
                 done,
             })
         };
@@ -745,40 +770,109 @@ impl Opened {
                 let stream = stream.spread_over(shared.shards.clone());
                 let stop = CancellationToken::new();
                 let listener = listener(Task::Stream(stop.clone()));
-                let ended = Ended {
-                    listener: listener.clone(),
-                    shared: Arc::downgrade(shared),
-                };
+                let ended = Ended::of(&listener, shared);
                 let task = async move {
                     // Closes the socket before it is said to be closed.
                     stream.run(stop).await;
                     drop(ended);
                 };
-                (listener, Box::pin(task))
+                (listener, vec![(None, Box::pin(task))])
             }
-            Unstarted::Datagrams {
-                listener: datagrams,
-                spare,
-            } => {
+            Unstarted::Datagrams(members) => {
                 let (phases, phase) = watch::channel(Phase::Serve);
                 let listener = listener(Task::Datagrams(phases));
-                let ended = Ended {
-                    listener: listener.clone(),
-                    shared: Arc::downgrade(shared),
-                };
-                (
-                    listener,
-                    Box::pin(serve_datagrams(datagrams, spare, phase, ended)),
-                )
+                let ended = Arc::new(Ended::of(&listener, shared));
+                let tasks = members.into_iter().map(|member| -> Start {
+                    let Member {
+                        listener,
+                        spare,
+                        runtime,
+                    } = member;
+                    let task = serve_datagrams(ended.clone(), listener, spare, phase.clone());
+                    (runtime, Box::pin(task))
+                });
+                (listener, tasks.collect())
             }
         }
     }
 }
 
-/// Says that a task has ended, when dropped.
+impl Member {
+    /// The sockets of an address of which `bound` is the first: one for each of `runtimes`, if there are several.
+    fn all(
+        bound: Bound,
+        runtimes: &[Handle],
+        connections: &ConnectionLimit,
+    ) -> Result<Vec<Self>, ListenError> {
+        let (count, carries) = (runtimes.len().max(1), bound.carries);
+        let beside: Vec<_> = (1..count)
+            .map(|_| bound.beside())
+            .collect::<Result<_, _>>()?;
+        let sockets: Vec<_> = std::iter::once(bound.socket).chain(beside).collect();
+        if count > 1 {
+            sockets.iter().for_each(discard);
+        }
+        let limits = datagram_limits(connections).shared_by(count);
+        let group = Arc::<Group>::default();
+        let members = sockets.into_iter().enumerate().map(|(i, socket)| {
+            let spare = Spare {
+                socket,
+                carries,
+                limits: limits.clone(),
+                group: group.clone(),
+                further: i > 0,
+            };
+            Ok(Self {
+                listener: spare.listener().map_err(preparing)?,
+                spare,
+                runtime: (count > 1).then(|| runtimes.get(i).cloned()).flatten(),
+            })
+        });
+        members.collect()
+    }
+}
+
+/// Drops what came while the sockets of an address were being opened. The kernel chose among fewer of them then: what
+/// these peers send next may come to another one.
+fn discard(socket: &Socket) {
+    for _ in 0..DISCARDED {
+        if socket.recv(&mut []).is_err() {
+            return;
+        }
+    }
+}
+
+/// So many datagrams cannot come between two system calls.
+const DISCARDED: usize = 1024;
+
+/// Says that all tasks of a listener have ended, when dropped.
 struct Ended {
     listener: Arc<Listener>,
     shared: Weak<Shared>,
+}
+
+impl Ended {
+    fn of(listener: &Arc<Listener>, shared: &Arc<Shared>) -> Self {
+        Self {
+            listener: listener.clone(),
+            shared: Arc::downgrade(shared),
+        }
+    }
+
+    /// Whether the task that asks is to end, which is decided for all datagram sockets of the address and for good.
+    fn is_due(&self, group: &Group, phase: &watch::Receiver<Phase>) -> bool {
+        let Some(shared) = self.shared.upgrade() else {
+            return true;
+        };
+        // Under the lock, so that nobody revives it after this.
+        let _state = shared.state();
+        let over = match *phase.borrow() {
+            Phase::Serve => false,
+            Phase::Drain => !group.is_needed(),
+            Phase::Stop => true,
+        };
+        self.listener.over.fetch_or(over, Ordering::Relaxed) || over
+    }
 }
 
 impl Drop for Ended {
@@ -795,42 +889,34 @@ impl Drop for Ended {
 
 /// Runs a datagram listener, and runs it again if it is needed again just when it has come to its end.
 async fn serve_datagrams(
-    mut datagrams: DatagramListener,
+    ended: Arc<Ended>,
+    datagrams: DatagramListener,
     spare: Spare,
     phase: watch::Receiver<Phase>,
-    ended: Ended,
 ) {
+    let mut next = Ok(datagrams);
     loop {
         let slot = ended.listener.slot.clone();
-        let ran = datagrams
-            .run(phase.clone(), move |opening| serve_session(&slot, opening))
-            .await;
-        if ran.is_ok() {
-            let Some(shared) = ended.shared.upgrade() else {
-                return;
-            };
-            let mut state = shared.state();
-            if *phase.borrow() != Phase::Serve {
-                // Under the lock, so that nobody revives it after this.
-                state
-                    .leaving
-                    .retain(|other| !Arc::ptr_eq(other, &ended.listener));
-                return;
+        let ran = match next {
+            Ok(datagrams) => {
+                let serve = move |opening: Opening<'_>| serve_session(&slot, opening);
+                datagrams.run(phase.clone(), serve).await
             }
-        }
-        let mut failure = ran.err();
-        datagrams = loop {
-            if let Some(error) = failure {
-                let address = &ended.listener.actual;
-                error!(%address, %error, "datagrams cannot be received; next try in a second");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            match spare.listener() {
-                Ok(again) => break again,
-                Err(error) => failure = Some(error),
-            }
+            Err(error) => Err(error),
         };
+        if let Err(error) = ran {
+            let address = &ended.listener.actual;
+            error!(%address, %error, "datagrams cannot be received; next try in a second");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        if ended.is_due(&spare.group, &phase) {
+            break;
+        }
+        next = spare.listener();
     }
+    // The socket is closed before it is said to be closed.
+    drop(spare);
+    drop(ended);
 }
 
 fn serve_session(slot: &ArcSwapOption<Server>, opening: Opening<'_>) {
@@ -851,7 +937,9 @@ impl Spare {
             Carries::Unixgrams => DatagramListener::unix(socket.into()),
             _ => DatagramListener::udp(socket.into()),
         };
-        Ok(listener?.with_limits(self.limits.clone()))
+        Ok(listener?
+            .with_limits(self.limits.clone())
+            .among(self.group.clone(), self.further))
     }
 }
 
@@ -861,6 +949,13 @@ fn datagram_limits(connections: &ConnectionLimit) -> Limits {
     Limits {
         process: Some(connections.clone()),
         ..Limits::default()
+    }
+}
+
+fn preparing(source: io::Error) -> ListenError {
+    ListenError::System {
+        doing: "preparing the socket",
+        source,
     }
 }
 

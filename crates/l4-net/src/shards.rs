@@ -1,14 +1,17 @@
-//! Runtimes of one thread each, over which accepted connections are spread.
+//! Runtimes of one thread each, over which connections and datagram sessions are spread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::runtime::{EnterGuard, Handle};
 
-/// Runtimes over which accepted connections are spread in turn. Empty: all stay where they are accepted.
+/// Runtimes over which connections and the sessions of UDP are spread. Empty: all stay where they arrive.
 ///
-/// The sockets that are listened on, and with them what a reload keeps, belong to the runtime that accepts; so do sessions
-/// of datagrams. An accepted connection belongs to one of these from its registration to its end.
+/// Accepted connections are dealt out in turn. The sockets that they come from belong to the runtime that accepts; a
+/// connection belongs to one of these from its registration to its end. A UDP address has a socket on each, and the kernel
+/// chooses among them by the addresses of both ends: a session belongs to that of the socket that its datagrams come to.
+/// Sockets of which there can be only one, `unixgram` ones and those that the process was started with, keep their sessions
+/// where connections are accepted.
 #[derive(Clone, Debug, Default)]
 pub struct Shards(Arc<Inner>);
 
@@ -26,6 +29,11 @@ impl Shards {
             runtimes: runtimes.into_iter().collect(),
             turn: AtomicUsize::new(0),
         }))
+    }
+
+    /// The runtimes.
+    pub fn runtimes(&self) -> &[Handle] {
+        &self.0.runtimes
     }
 
     /// Makes what is registered and spawned go to the runtime whose turn it is, until what is returned is dropped.

@@ -207,7 +207,7 @@ impl Process {
             match loaded {
                 Ok(Outcome::Loaded) => {
                     // One that grows from load to load says that something is left behind.
-                    let tasks = Handle::current().metrics().num_alive_tasks();
+                    let tasks = self.tasks();
                     info!(target: "conncept", file, tasks, "serving the new configuration")
                 }
                 Ok(Outcome::Unchanged) => info!(target: "conncept", file, "config is unchanged"),
@@ -266,6 +266,15 @@ impl Process {
         let written = tokio::task::spawn_blocking(move || write_pid(&path)).await;
         if let Err(error) = written.unwrap_or_else(|bug| Err(io::Error::other(bug))) {
             error!(target: "conncept", file, %error, "the pid file cannot be written");
+        }
+    }
+
+    /// How many tasks there are, on all threads.
+    fn tasks(&self) -> usize {
+        let tasks = |runtime: &Handle| runtime.metrics().num_alive_tasks();
+        match self.shards.runtimes() {
+            [] => tasks(&Handle::current()),
+            runtimes => runtimes.iter().map(tasks).sum(),
         }
     }
 

@@ -16,6 +16,9 @@ use super::stats::{DropReason, Stats};
 use crate::limits::{ConnectionLimit, SessionPermit};
 
 /// How much one datagram socket may hold.
+///
+/// An address that has several, one for each shard, may hold as much as one: each socket gets its part of `sessions` and of
+/// `total_bytes`, rounded up.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Sessions. Datagrams of further peers are dropped until one ends. Source addresses can be forged, so this is what
@@ -45,6 +48,18 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// What is left for one of so many `sockets` of an address.
+    pub(crate) fn shared_by(self, sockets: usize) -> Self {
+        let sockets = sockets.max(1);
+        Self {
+            sessions: self.sessions.div_ceil(sockets),
+            total_bytes: self.total_bytes.div_ceil(sockets),
+            ..self
+        }
+    }
+}
+
 /// The sessions of one socket, by peer. Hashed with a secret key, because peers choose their addresses. Dropping it
 /// ends them all.
 pub(super) struct Table<K> {
@@ -63,7 +78,8 @@ pub(super) struct Table<K> {
     closed: Vec<Arc<Lane<K>>>,
 }
 
-/// A peer without a session: [`Self::accept`] opens one with its first datagram, dropping this refuses it.
+/// A peer without a session: [`Self::accept`] opens one with its first datagram, dropping this refuses it, for the reason
+/// that [`Self::refuse`] gives.
 pub(super) struct Vacancy<'a, K> {
     table: &'a mut Table<K>,
     peer: &'a K,
@@ -71,6 +87,7 @@ pub(super) struct Vacancy<'a, K> {
     now: Instant,
     permit: Option<SessionPermit>,
     opened: &'a mut Option<Arc<Lane<K>>>,
+    reason: &'a mut DropReason,
 }
 
 impl<K: Clone + Eq + Hash> Table<K> {
@@ -108,20 +125,20 @@ impl<K: Clone + Eq + Hash> Table<K> {
         }
         while let [datagram, behind @ ..] = rest {
             let mut lane = None;
-            let vetted = self.vet(datagram.len());
-            let refused = vetted.map(|permit| {
-                open(Vacancy {
+            let mut reason = DropReason::Refused;
+            match self.vet(datagram.len()) {
+                Ok(permit) => open(Vacancy {
                     table: self,
                     peer,
                     datagram,
                     now,
                     permit,
                     opened: &mut lane,
-                });
-                DropReason::Refused
-            });
+                    reason: &mut reason,
+                }),
+                Err(why) => reason = why,
+            }
             let Some(lane) = lane else {
-                let reason = refused.unwrap_or_else(|reason| reason);
                 self.shared.stats.add_dropped(reason, rest.len() as u64);
                 return;
             };
@@ -191,10 +208,6 @@ impl<K: Clone + Eq + Hash> Table<K> {
     /// threads.
     pub(super) fn let_pass(&mut self, pass: bool) {
         self.pass = pass;
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.lanes.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -267,6 +280,11 @@ impl<K: Clone + Eq + Hash> Table<K> {
     }
 
     #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.lanes.len()
+    }
+
+    #[cfg(test)]
     pub(super) fn entries(&self) -> usize {
         self.due.len()
     }
@@ -290,6 +308,11 @@ impl<K: Clone + Eq + Hash> Vacancy<'_, K> {
         let lane = (self.table).open(self.now, peer, idle_timeout, datagram, permit);
         *self.opened = Some(lane.clone());
         lane
+    }
+
+    /// Opens none.
+    pub(super) fn refuse(self, reason: DropReason) {
+        *self.reason = reason;
     }
 }
 

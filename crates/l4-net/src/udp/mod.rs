@@ -1,8 +1,9 @@
 //! Datagram sockets: one receive task per socket, one session per peer.
 //!
-//! Three parts. `manager` and `lane` decide: which session a datagram belongs to, what is kept, what is dropped, when a
+//! Four parts. `manager` and `lane` decide: which session a datagram belongs to, what is kept, what is dropped, when a
 //! session is idle. They know neither sockets nor clocks and are tested as a simulation. `session` is what a connection
-//! holds of its session. `socket` talks to the kernel.
+//! holds of its session. `socket` talks to the kernel. `group` is what the sockets of one address have in common, of which
+//! there is one for each shard.
 //!
 //! *Invariant:* nothing a session does or leaves undone makes the receive task wait. What a session does not take is
 //! dropped and counted, closing is an entry in a list, sending to the peer is the session's own affair. A session that
@@ -12,9 +13,13 @@
 //! *Invariant:* memory held in datagrams is bounded per session and per socket, counted until the last reference to
 //! the datagram is gone, wherever it went ([`Limits`]).
 //!
+//! *Invariant:* sockets of one address live and die together: which of them gets a peer's datagrams is the kernel's choice,
+//! and would be another if one of them went.
+//!
 //! What a session is: everything one remote address sent to one local address of the socket. A client that talks to two
 //! addresses of a wildcard socket has two sessions, because each must be answered from the address it was sent to.
 
+mod group;
 mod lane;
 mod manager;
 mod session;
@@ -38,6 +43,7 @@ use l4_core::{Addr, Io};
 pub use manager::Limits;
 pub use stats::{DropReason, Stats};
 
+pub(crate) use group::Group;
 pub(crate) use socket::sockopt;
 use socket::{Receiver, Udp, Unix};
 
@@ -46,7 +52,9 @@ pub struct DatagramListener {
     socket: Socket,
     local: Addr,
     limits: Limits,
-    stats: Arc<Stats>,
+    group: Arc<Group>,
+    /// Whether it is another than the first of its group.
+    further: bool,
 }
 
 enum Socket {
@@ -59,8 +67,8 @@ enum Socket {
 pub enum Phase {
     /// Datagrams of unknown peers open sessions.
     Serve,
-    /// Sessions go on, both ways, and no new ones are opened; `run` returns when the last one has ended. For an address
-    /// that a reload has removed, and for the grace period of a stop.
+    /// Sessions go on, both ways, and no new ones are opened; `run` returns when the last one has ended, of all sockets
+    /// of the address. For an address that a reload has removed, and for the grace period of a stop.
     Drain,
     /// Nothing is read any more. Every session ends once it has taken what was queued for it; what its handler still
     /// sends is sent.
@@ -112,7 +120,8 @@ impl DatagramListener {
             socket,
             local,
             limits: Limits::default(),
-            stats: Arc::default(),
+            group: Arc::default(),
+            further: false,
         }
     }
 
@@ -122,14 +131,25 @@ impl DatagramListener {
         Self { limits, ..self }
     }
 
+    /// As the first of the sockets of `group`, which are bound to the same address, or as a `further` one: that leaves to
+    /// the first what the kernel gives to all of them, broadcasts and multicasts.
+    #[must_use]
+    pub(crate) fn among(self, group: Arc<Group>, further: bool) -> Self {
+        Self {
+            group,
+            further,
+            ..self
+        }
+    }
+
     /// The address the socket is bound to, with the port the kernel chose if it was to choose one.
     pub fn local(&self) -> &Addr {
         &self.local
     }
 
-    /// The socket's counters, which stay readable when the listener has ended.
+    /// The counters of its address, which stay readable when the listener has ended.
     pub fn stats(&self) -> &Arc<Stats> {
-        &self.stats
+        self.group.stats()
     }
 
     /// Receives until `phase` says [`Phase::Stop`] or its sender is gone, or until the last session has ended during
@@ -149,18 +169,19 @@ impl DatagramListener {
             socket,
             local,
             limits,
-            stats,
+            group,
+            further,
         } = self;
         match socket {
             Socket::Udp(socket, state) => {
-                let wire = Udp::new(socket, state)?;
-                Receiver::new(wire, local, limits, stats, on_session)
+                let wire = Udp::new(socket, state, further)?;
+                Receiver::new(wire, local, limits, group, on_session)
                     .run(phase)
                     .await;
             }
             Socket::Unix(socket) => {
                 let wire = Unix::new(socket, local.clone())?;
-                Receiver::new(wire, local, limits, stats, on_session)
+                Receiver::new(wire, local, limits, group, on_session)
                     .run(phase)
                     .await;
             }

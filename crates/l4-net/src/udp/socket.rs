@@ -25,9 +25,10 @@ use tracing::{debug, warn};
 use l4_core::Addr;
 use l4_core::conn::Session;
 
+use super::group::{Group, Member, is_for_all, is_over};
 use super::manager::{Limits, Table};
 use super::session::{PeerSession, Wait};
-use super::stats::{DropReason, Stats};
+use super::stats::DropReason;
 use super::{Opening, Phase};
 use crate::segments::{self, BATCH, Runs, STRIDE, SegmentLimit, UdpReader};
 
@@ -71,6 +72,12 @@ pub(super) trait Wire: Sized + Send + Sync + 'static {
 
     /// The address the peer wrote to.
     fn local(&self, peer: &Self::Peer) -> Addr;
+
+    /// Whether what `peer` sent came to another socket of the address as well, which is to take it. Asked before a session
+    /// is opened: where there is one, it does not.
+    fn is_copy(&self, _peer: &Self::Peer) -> bool {
+        false
+    }
 }
 
 /// Waits until a send that was blocked `tries` times before is worth another try; `None` when it is not any more.
@@ -100,6 +107,7 @@ pub(super) enum Arrival<'a, P> {
 pub(super) struct Receiver<W: Wire, F> {
     wire: Arc<W>,
     table: Table<W::Peer>,
+    member: Member,
     on_session: F,
     /// Sessions to wake after the batch. Kept for its allocation.
     wake: Vec<Waker>,
@@ -119,17 +127,22 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
         wire: W,
         local: Addr,
         limits: Limits,
-        stats: Arc<Stats>,
+        group: Arc<Group>,
         on_session: F,
     ) -> Self {
         Self {
             wire: Arc::new(wire),
-            table: Table::new(limits, stats.clone()),
+            table: Table::new(limits, group.stats().clone()),
+            member: Member::of(group),
             on_session,
             wake: Vec::new(),
             failures: 0,
             pause: None,
-            notices: Notices::new(stats, local),
+            notices: Notices {
+                local,
+                seen: 0,
+                error: None,
+            },
             threads: Handle::try_current().is_ok_and(|handle| handle.metrics().num_workers() > 1),
             busy: false,
         }
@@ -144,10 +157,9 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
             let now = *phase.borrow_and_update();
             self.table.drain(now != Phase::Serve);
             self.table.reap();
-            match now {
-                Phase::Stop => break,
-                Phase::Drain if self.table.is_empty() => break,
-                Phase::Serve | Phase::Drain => {}
+            let needed = now == Phase::Serve || !self.table.is_empty();
+            if !self.member.needs(needed) || now == Phase::Stop {
+                break;
             }
             let deadline = self.table.deadline();
             if deadline != armed {
@@ -165,6 +177,7 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
                     }
                 }
                 () = poll_fn(|cx| shared.poll_closed(cx)), if now == Phase::Drain => {}
+                () = self.member.changed(), if now == Phase::Drain => {}
                 () = &mut timer, if armed.is_some() => {
                     armed = None;
                     self.table.expire(Instant::now(), &mut self.wake);
@@ -208,6 +221,9 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
             Arrival::Useless(reason) => table.useless(reason),
             Arrival::Datagrams { peer, datagrams } => {
                 table.deliver(now, &peer, datagrams, wake, |mut vacancy| {
+                    if wire.is_copy(&peer) {
+                        return vacancy.refuse(DropReason::Copy);
+                    }
                     let mut accept = |idle_timeout| -> Box<dyn Session> {
                         Box::new(PeerSession::new(vacancy.accept(idle_timeout), wire.clone()))
                     };
@@ -230,7 +246,7 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
         let error = match received {
             Ok(more) => {
                 self.failures = 0;
-                self.notices.drops(self.table.len());
+                self.notices.drops(self.member.group());
                 return more;
             }
             Err(error) => error,
@@ -263,48 +279,25 @@ async fn until(at: Option<Instant>) {
 
 /// Log lines that repeat under load: each kind at most once a minute.
 struct Notices {
-    stats: Arc<Stats>,
     local: Addr,
-    drops: [Notice; LOUD.len()],
+    /// How many drops there were when there was nothing to say any more.
+    seen: u64,
     error: Option<Instant>,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Notice {
-    counted: u64,
-    logged: Option<Instant>,
-}
-
-/// Drops that an operator must learn of. The others happen in good health, or are logged by the server.
-const LOUD: [DropReason; 4] = [
-    DropReason::SessionLimit,
-    DropReason::MemoryLimit,
-    DropReason::UnnamedPeer,
-    DropReason::TooLong,
-];
-
 impl Notices {
-    fn new(stats: Arc<Stats>, local: Addr) -> Self {
-        Self {
-            stats,
-            local,
-            drops: [Notice::default(); LOUD.len()],
-            error: None,
+    fn drops(&mut self, group: &Group) {
+        let dropped = group.loud_drops();
+        if dropped == self.seen {
+            return;
         }
-    }
-
-    fn drops(&mut self, sessions: usize) {
-        for (notice, reason) in self.drops.iter_mut().zip(LOUD) {
-            let counted = self.stats.dropped(reason);
-            let dropped = counted - notice.counted;
-            if dropped > 0 && is_over(notice.logged) {
-                *notice = Notice {
-                    counted,
-                    logged: Some(Instant::now()),
-                };
-                let (network, address) = (self.local.network(), &self.local);
-                warn!(network, %address, %reason, dropped, sessions, "datagrams dropped");
-            }
+        let said = group.tell_drops(|reason, dropped| {
+            let (network, address) = (self.local.network(), &self.local);
+            let sessions = group.stats().active();
+            warn!(network, %address, %reason, dropped, sessions, "datagrams dropped");
+        });
+        if said {
+            self.seen = dropped;
         }
     }
 
@@ -319,10 +312,6 @@ impl Notices {
     }
 }
 
-fn is_over(logged: Option<Instant>) -> bool {
-    logged.is_none_or(|at| at.elapsed() > Duration::from_secs(60))
-}
-
 /// A UDP socket, through quinn-udp: batches, receive offload, packet information.
 pub(super) struct Udp {
     socket: UdpReader,
@@ -330,6 +319,8 @@ pub(super) struct Udp {
     bound: SocketAddr,
     /// Whether an ICMP error can end a batch, which then has a rest that the kernel does not announce again.
     has_errors: bool,
+    /// Whether it may get copies of what is for the first socket of its address.
+    gets_copies: bool,
     /// Whether every datagram is sent alone, as on a system without segmentation offload.
     #[cfg(test)]
     pub(super) singly: bool,
@@ -390,7 +381,7 @@ pub(super) fn asking_widens(size: usize, most: usize) -> bool {
 }
 
 impl Udp {
-    pub(super) fn new(socket: UdpSocket, state: UdpSocketState) -> io::Result<Self> {
+    pub(super) fn new(socket: UdpSocket, state: UdpSocketState, further: bool) -> io::Result<Self> {
         let bound = socket.local_addr()?;
         let is_set =
             |&(level, name): &_| sockopt::get(&socket, level, name).is_ok_and(|on| on != 0);
@@ -400,6 +391,7 @@ impl Udp {
             state,
             bound,
             has_errors,
+            gets_copies: further && (bound.ip().is_unspecified() || is_for_all(bound.ip())),
             #[cfg(test)]
             singly: false,
         })
@@ -509,6 +501,10 @@ impl Wire for Udp {
 
     fn local(&self, peer: &UdpPeer) -> Addr {
         Addr::Udp(peer.local)
+    }
+
+    fn is_copy(&self, peer: &UdpPeer) -> bool {
+        self.gets_copies && is_for_all(peer.local.ip())
     }
 }
 

@@ -38,6 +38,8 @@ reasons! {
     UnnamedPeer = "unnamed_peer",
     /// A `unixgram` datagram longer than 65 535 bytes.
     TooLong = "too_long",
+    /// A broadcast or multicast datagram, of which every socket of the address got a copy, at another than the first.
+    Copy = "copy",
     /// The upstream's socket refused it: it is too long for the path, the server is away, a firewall forbids it. Those
     /// that the receive task sends for a session are counted, which is all but what had to queue first; what a session
     /// itself fails to send is the business of its handler.
@@ -50,7 +52,7 @@ impl fmt::Display for DropReason {
     }
 }
 
-/// Counters of one datagram socket. They only grow.
+/// Counters of the socket, or sockets, of one address. They only grow.
 #[derive(Debug, Default)]
 pub struct Stats {
     received: AtomicU64,

@@ -31,6 +31,12 @@ impl HandlerModule for Greet {
 /// What makes it panic.
 pub(crate) const BUG: &[u8] = b"bug";
 
+/// What makes it end.
+pub(crate) const BYE: &[u8] = b"bye";
+
+/// What makes it answer with the thread that it runs on.
+pub(crate) const WHERE: &[u8] = b"where are you?";
+
 impl AsyncHandler for Greet {
     async fn handle(&self, mut conn: Connection, _: Rest<'_>) -> Result<Flow> {
         if !conn.is_datagram() {
@@ -56,7 +62,11 @@ impl AsyncHandler for Greet {
         let mut buffer = vec![0; 65_535];
         while let Received::Data(n) = conn.receive(&mut buffer).await? {
             assert_ne!(&buffer[..n], BUG, "a bug in a handler");
-            let mut answer = buffer[..n].to_vec();
+            let mut answer = match &buffer[..n] {
+                BYE => break,
+                WHERE => format!("{:?}", std::thread::current().id()).into_bytes(),
+                same => same.to_vec(),
+            };
             if conn.is_datagram() {
                 answer.splice(..0, format!("{}: ", self.0).into_bytes());
             }

@@ -710,3 +710,20 @@ fn a_session_that_has_ended_lets_nothing_pass_and_frees_the_way() {
     assert!(socket.deliver(1, b"anew").is_some());
     assert_eq!(upstream.sent.lock().unwrap().len(), 0);
 }
+
+#[test]
+fn the_sockets_of_an_address_have_no_more_together_than_one_has() {
+    let whole = Limits::default();
+    for sockets in [1, 2, 3, 7, 64] {
+        let part = whole.clone().shared_by(sockets);
+        let rounding = sockets - 1;
+        assert!((whole.sessions..=whole.sessions + rounding).contains(&(sockets * part.sessions)));
+        let bytes = sockets * part.total_bytes;
+        assert!((whole.total_bytes..=whole.total_bytes + rounding).contains(&bytes));
+        // What one session may have is the same wherever it is.
+        assert_eq!(
+            (part.queue, part.session_bytes),
+            (whole.queue, whole.session_bytes)
+        );
+    }
+}

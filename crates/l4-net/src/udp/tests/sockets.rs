@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use l4_core::conn::{Received, Session};
 use l4_core::{Addr, Connection, Io, Record, Transport};
 
+use super::super::group::Group;
 use super::super::socket::{
     RECEIVE_BUFFER, Receiver, Udp, asking_widens, prepare, sockopt, written_to,
 };
@@ -448,7 +449,7 @@ async fn a_burst_longer_than_the_queue_reaches_a_handler_that_keeps_up() {
 async fn a_socket_that_reports_icmp_errors_is_recognised() {
     let is_noisy = |socket: UdpSocket| {
         let state = prepare(&socket).unwrap();
-        Udp::new(socket, state).unwrap().has_errors()
+        Udp::new(socket, state, false).unwrap().has_errors()
     };
     assert!(!is_noisy(UdpSocket::bind("127.0.0.1:0").unwrap()));
     assert!(!is_noisy(UdpSocket::bind("[::1]:0").unwrap()));
@@ -555,6 +556,96 @@ async fn draining_serves_what_is_there_and_then_ends() {
     drop(session);
     server.ended().await;
     UdpSocket::bind(addr).expect("the socket is closed");
+}
+
+/// Two sockets of one address, as two shards have.
+fn pair(ip: Ipv4Addr) -> [DatagramListener; 2] {
+    let group = Arc::<Group>::default();
+    let mut address = SocketAddr::from((ip, 0));
+    [false, true].map(|further| {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        socket.set_reuse_port(true).unwrap();
+        socket.bind(&address.into()).unwrap();
+        address = socket.local_addr().unwrap().as_socket().unwrap();
+        let listener = DatagramListener::udp(socket.into()).unwrap();
+        listener.among(group.clone(), further)
+    })
+}
+
+#[tokio::test]
+async fn sockets_of_one_address_are_counted_together_and_none_ends_before_the_others() {
+    let [(one, mut at_one), (other, mut at_other)] =
+        pair(Ipv4Addr::LOCALHOST).map(|listener| Running::collect(listener, IDLE));
+    let (addr, stats) = (one.addr, one.stats.clone());
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        let client = client(addr).await;
+        client.send(b"hello").await.unwrap();
+        clients.push(client);
+    }
+    eventually(|| stats.opened() == 40).await;
+    assert!(Arc::ptr_eq(&stats, &other.stats));
+    let drain = |phase| [&one, &other].map(|socket| socket.phase.send_replace(phase));
+    drain(Phase::Drain);
+    assert!(at_one.len() > 1 && at_other.len() > 1);
+    while at_one.try_recv().is_ok() {}
+    let last = at_other.recv().await.unwrap();
+    while at_other.try_recv().is_ok() {}
+    eventually(|| stats.active() == 1).await;
+    for client in &clients {
+        client.send(b"where nobody is").await.unwrap();
+    }
+    // By the socket that has no session left, too: all but that of the last one.
+    eventually(|| stats.dropped(DropReason::Draining) == 39).await;
+    // It can come back as long as the other is there.
+    drain(Phase::Serve);
+    for client in &clients {
+        client.send(b"again").await.unwrap();
+    }
+    eventually(|| stats.opened() == 79).await;
+    drain(Phase::Drain);
+    while at_one.try_recv().is_ok() {}
+    while at_other.try_recv().is_ok() {}
+    eventually(|| stats.active() == 1).await;
+    assert!(!one.task.is_finished() && !other.task.is_finished());
+    drop(last);
+    one.ended().await;
+    other.ended().await;
+    UdpSocket::bind(addr).expect("the sockets are closed");
+}
+
+#[tokio::test]
+async fn the_copies_of_a_broadcast_are_counted_as_such() {
+    let [one, _other] = pair(Ipv4Addr::UNSPECIFIED).map(Running::echo);
+    let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.set_broadcast(true).unwrap();
+    let to = SocketAddr::from(([127, 255, 255, 255], one.addr.port()));
+    for sent in 1..4 {
+        client.send_to(b"anybody", to).await.unwrap();
+        eventually(|| one.stats.received() == 2 * sent).await;
+        eventually(|| one.stats.dropped(DropReason::Copy) == sent).await;
+        eventually(|| one.stats.sent() == sent).await;
+    }
+    assert_eq!(one.stats.opened(), 1);
+}
+
+#[tokio::test]
+async fn who_stops_or_is_dropped_keeps_nobody_of_its_group() {
+    let [(one, _kept), (other, mut sessions)] =
+        pair(Ipv4Addr::LOCALHOST).map(|listener| Running::collect(listener, IDLE));
+    let stats = other.stats.clone();
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        let client = client(other.addr).await;
+        client.send(b"hello").await.unwrap();
+        clients.push(client);
+    }
+    eventually(|| stats.received() == 40).await;
+    while sessions.try_recv().is_ok() {}
+    other.phase.send(Phase::Drain).unwrap();
+    // Its runtime is gone.
+    one.task.abort();
+    other.ended().await;
 }
 
 #[tokio::test]
@@ -812,7 +903,7 @@ async fn run_singly(
 ) {
     let state = prepare(&socket).unwrap();
     let local = Addr::Udp(socket.local_addr().unwrap());
-    let mut wire = Udp::new(socket, state).unwrap();
+    let mut wire = Udp::new(socket, state, false).unwrap();
     wire.singly = true;
     Receiver::new(wire, local, Limits::default(), Arc::default(), on_session)
         .run(phase)
