@@ -54,6 +54,8 @@ mod storage;
 #[cfg(feature = "terminate")]
 mod stream;
 #[cfg(feature = "terminate")]
+mod suites;
+#[cfg(feature = "terminate")]
 mod terminate;
 #[cfg(feature = "terminate")]
 mod trust_pool;
