@@ -23,6 +23,7 @@ pub struct ClientHello {
     numbers: Vec<u16>,
     /// Where the first three of them end.
     ends: [usize; 3],
+    offers_session: bool,
 }
 
 impl ClientHello {
@@ -87,6 +88,11 @@ impl ClientHello {
     pub fn signature_schemes(&self) -> &[u16] {
         &self.numbers[self.ends[2]..]
     }
+
+    /// Whether the client has a session of TLS 1.3 that it would resume.
+    pub fn offers_session(&self) -> bool {
+        self.offers_session
+    }
 }
 
 impl Fact for ClientHello {
@@ -111,6 +117,7 @@ struct Layout<'a> {
     versions: Option<Field<'a>>,
     groups: Option<Field<'a>>,
     signature_schemes: Option<Field<'a>>,
+    offers_session: bool,
 }
 
 /// The content of a vector.
@@ -185,6 +192,7 @@ impl<'a> Layout<'a> {
                 SUPPORTED_VERSIONS => self.versions = Some(numbers::<1>(at, length)?),
                 SUPPORTED_GROUPS => self.groups = Some(numbers::<2>(at, length)?),
                 SIGNATURE_ALGORITHMS => self.signature_schemes = Some(numbers::<2>(at, length)?),
+                PRE_SHARED_KEY => self.offers_session = true,
                 _ => {}
             }
             at.skip(at.left() - after)?;
@@ -347,6 +355,7 @@ impl From<Layout<'_>> for ClientHello {
                 .unwrap_or_default(),
             numbers,
             ends: [versions, suites, groups],
+            offers_session: layout.offers_session,
         }
     }
 }
@@ -399,6 +408,7 @@ const SERVER_NAME: usize = 0;
 const SUPPORTED_GROUPS: usize = 10;
 const SIGNATURE_ALGORITHMS: usize = 13;
 const ALPN: usize = 16;
+const PRE_SHARED_KEY: usize = 41;
 const SUPPORTED_VERSIONS: usize = 43;
 
 const HOST_NAME: usize = 0;

@@ -52,6 +52,10 @@ mod shared;
 #[cfg(feature = "terminate")]
 mod storage;
 #[cfg(feature = "terminate")]
+mod stream;
+#[cfg(feature = "terminate")]
+mod suites;
+#[cfg(feature = "terminate")]
 mod terminate;
 #[cfg(feature = "terminate")]
 mod trust_pool;

@@ -36,6 +36,7 @@ use crate::info::Offered;
 use crate::peer_cert::{PoolVerifier, TrustAnybody};
 use crate::placeholders::version_name;
 use crate::policy::{GROUPS, groups, provider};
+use crate::stream::Sliced;
 use crate::trust_pool::{
     TrustPool, TrustPools, Trusted, base64_certificates, certificate_files, system_roots,
     trust_pool,
@@ -282,7 +283,7 @@ impl PeerTransport for OriginateTls {
                 let version = version_name(session.protocol_version().map_or(0, u16::from));
                 let protocol = session.alpn_protocol().unwrap_or_default();
                 agreed = Some((version, String::from_utf8_lossy(protocol).into_owned()));
-                Ok(stream)
+                Ok(Sliced::new(stream))
             });
             let wrapped = match self.timeout {
                 Some(limit) => tokio::time::timeout(limit, handshake)

@@ -18,13 +18,13 @@ use crate::app::refuse_absent;
 use crate::certs::{KeyAlgorithm, Preferences, Selection};
 use crate::client_auth::{ClientAuthConfig, ClientVerifier};
 use crate::sessions::{Resumption, Sessions};
-use crate::{ClientHello, HandshakeMatch, HandshakeMatchers};
+use crate::{ClientHello, HandshakeMatch, HandshakeMatchers, suites};
 
 /// The cryptography that everything here is given explicitly. Which one other crates of a program switch on does not
 /// matter then.
 pub(crate) fn provider() -> CryptoProvider {
     CryptoProvider {
-        cipher_suites: aws_lc_rs::ALL_CIPHER_SUITES.to_vec(),
+        cipher_suites: suites::all().to_vec(),
         kx_groups: DEFAULT_GROUPS.to_vec(),
         ..aws_lc_rs::default_provider()
     }
@@ -46,8 +46,9 @@ pub(crate) struct PolicyConfig {
     /// Which of the certificates for a name are candidates. Default: all.
     #[serde(default)]
     certificate_selection: Option<SelectionConfig>,
-    /// Cipher suites for TLS 1.2 by their IANA names, best first. Those of TLS 1.3 are always all on. Default: all with
-    /// AES-256-GCM, AES-128-GCM and ChaCha20-Poly1305.
+    /// Cipher suites for TLS 1.2 by their IANA names, best first. Those of TLS 1.3 are always all on, AES-128-GCM first, or
+    /// ChaCha20-Poly1305 for a client that lists it first. Default: all with AES-256-GCM, AES-128-GCM and ChaCha20-Poly1305,
+    /// the last one first for such a client.
     #[serde(default)]
     cipher_suites: Option<Vec<At<String>>>,
     /// Key exchange groups, best first: `x25519mlkem768`, `x25519`, `secp256r1`, `secp384r1`. Default:
@@ -128,6 +129,8 @@ pub(crate) struct Policy {
 struct Base {
     /// All but the certificate. Its session tickets and cache are shared by everything made from it.
     config: ServerConfig,
+    /// The same with ChaCha20-Poly1305 in front, for clients that put it there.
+    chacha: ServerConfig,
     verifier: Option<Arc<ClientVerifier>>,
 }
 
@@ -153,6 +156,10 @@ impl Policy {
             None => Ok(None),
         };
         let versions = versions(config.protocol_min, config.protocol_max, cx);
+        let chosen = config
+            .cipher_suites
+            .as_ref()
+            .is_some_and(|names| !names.is_empty());
         let suites = cipher_suites(config.cipher_suites, cx);
         let groups = groups(config.curves, cx);
         let lenient_alpn = config.alpn.is_none();
@@ -184,11 +191,21 @@ impl Policy {
                 conditions, &versions, &suites, &groups, &alpn, &selection, names
             )
         );
-        let provider = Arc::new(CryptoProvider {
-            cipher_suites: suites,
+        let mut chacha_first = suites.clone();
+        suites::put_chacha_first(&mut chacha_first, chosen);
+        let provider = CryptoProvider {
+            // Without instructions for AES there is no client for whom it would be the better choice.
+            cipher_suites: match suites::has_fast_aes() {
+                true => suites,
+                false => chacha_first.clone(),
+            },
             kx_groups: groups,
             ..provider()
-        });
+        };
+        let chacha = CryptoProvider {
+            cipher_suites: chacha_first,
+            ..provider.clone()
+        };
         let node = cx.node();
         let sessions = match asks_clients {
             // A resumed session would bring the authentication of an earlier one along.
@@ -196,11 +213,11 @@ impl Policy {
             false => Sessions::of(&key, resumption).map(Some),
         };
         let made = sessions.and_then(|sessions| {
-            let base = server_config(provider, &versions, verifier.clone(), sessions.as_deref())?;
+            let providers = [provider.into(), chacha.into()];
+            let base = Base::new(providers, &versions, verifier, sessions.as_deref(), &alpn)?;
             Ok((base, sessions))
         });
-        let (mut base, sessions) = made.map_err(|error| cx.reject(node, error.to_string()))?;
-        base.alpn_protocols = alpn;
+        let (base, sessions) = made.map_err(|error| cx.reject(node, error.to_string()))?;
         let mut matchers: Vec<_> = matchers.into_iter().map(|(_, member)| member).collect();
         matchers.sort_by_key(|member| member.cost());
         let lower = |name: Option<String>| name.map(|name| name.to_lowercase().into());
@@ -213,10 +230,7 @@ impl Policy {
             },
             drop: config.drop.unwrap_or(false),
             lenient_alpn,
-            base: ArcSwap::from_pointee(Base {
-                config: base,
-                verifier,
-            }),
+            base: ArcSwap::from_pointee(base),
             versions,
             _sessions: sessions,
         })
@@ -235,15 +249,11 @@ impl Policy {
         let Some(verifier) = renewed.map(Arc::new) else {
             return base;
         };
-        let provider = base.config.crypto_provider().clone();
-        let made = server_config(provider, &self.versions, Some(verifier.clone()), None);
-        match made {
-            Ok(mut config) => {
-                config
-                    .alpn_protocols
-                    .clone_from(&base.config.alpn_protocols);
-                let verifier = Some(verifier);
-                let base = Arc::new(Base { config, verifier });
+        let providers = [&base.config, &base.chacha].map(|config| config.crypto_provider().clone());
+        let alpn = &base.config.alpn_protocols;
+        match Base::new(providers, &self.versions, Some(verifier), None, alpn) {
+            Ok(base) => {
+                let base = Arc::new(base);
                 self.base.store(base.clone());
                 base
             }
@@ -272,12 +282,45 @@ impl Policy {
         if disagree && !goes_without() {
             return None;
         }
-        let mut config = base.config.clone();
+        let mut config = match suites::prefers_chacha(hello) {
+            true => base.chacha.clone(),
+            false => base.config.clone(),
+        };
+        // Clients open connections side by side, and use a ticket once (RFC 8446 section C.4): they get two. One who comes with a
+        // ticket gets another one for it.
+        config.send_tls13_tickets = match hello.offers_session() {
+            true => config.send_tls13_tickets.min(1),
+            false => config.send_tls13_tickets,
+        };
         config.cert_resolver = Arc::new(SingleCertAndKey::from(key));
         if disagree {
             config.alpn_protocols.clear();
         }
         Some(Arc::new(config))
+    }
+}
+
+impl Base {
+    /// With the suites of the first of `providers`, and of the second for clients that prefer ChaCha20-Poly1305.
+    fn new(
+        providers: [Arc<CryptoProvider>; 2],
+        versions: &[&'static SupportedProtocolVersion],
+        verifier: Option<Arc<ClientVerifier>>,
+        sessions: Option<&Sessions>,
+        alpn: &[Vec<u8>],
+    ) -> Result<Self, rustls::Error> {
+        let make = |provider| {
+            let mut config = server_config(provider, versions, verifier.clone(), sessions)?;
+            config.alpn_protocols = alpn.to_vec();
+            Ok::<_, rustls::Error>(config)
+        };
+        let [provider, chacha] = providers;
+        let (config, chacha) = (make(provider)?, make(chacha)?);
+        Ok(Self {
+            config,
+            chacha,
+            verifier,
+        })
     }
 }
 
@@ -385,7 +428,7 @@ fn cipher_suites(
     names: Option<Vec<At<String>>>,
     cx: &mut Provision<'_>,
 ) -> Result<Vec<SupportedCipherSuite>, Rejected> {
-    let all = aws_lc_rs::ALL_CIPHER_SUITES;
+    let all = suites::all();
     let Some(names) = names.filter(|names| !names.is_empty()) else {
         return Ok(all.to_vec());
     };

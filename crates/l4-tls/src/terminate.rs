@@ -23,6 +23,7 @@ use crate::info::{Offered, agreed};
 use crate::placeholders::version_name;
 use crate::policy::{Policy, PolicyConfig};
 use crate::route_program::leads_to_proxy;
+use crate::stream::Sliced;
 use crate::{ClientHello, HandshakeMatch};
 
 /// How long a client may take for its handshake, unless configured.
@@ -141,7 +142,7 @@ impl TlsTerminate {
             .layer(async |transport| {
                 let stream = TlsAcceptor::from(config).accept(transport).await?;
                 info = Some(agreed(stream.get_ref().1));
-                io::Result::Ok(stream)
+                io::Result::Ok(Sliced::new(stream))
             })
             .await
             .map_err(|error| Error::client(Phase::Handshake, error))?;

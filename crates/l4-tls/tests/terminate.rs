@@ -10,9 +10,12 @@ use l4_core::{Addr, Io, Record, Registry};
 use l4_testkit::{Client, connection, load, session};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, ProtocolVersion, SignatureScheme};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error, ProtocolVersion, SignatureScheme,
+    SupportedCipherSuite,
+};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsConnector;
@@ -217,6 +220,8 @@ struct Setup {
     alpn: &'static [&'static str],
     sni: bool,
     identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    /// Best first.
+    suites: &'static [SupportedCipherSuite],
 }
 
 impl Default for Setup {
@@ -226,6 +231,7 @@ impl Default for Setup {
             alpn: &[],
             sni: true,
             identity: None,
+            suites: aws_lc_rs::DEFAULT_CIPHER_SUITES,
         }
     }
 }
@@ -233,7 +239,11 @@ impl Default for Setup {
 impl Setup {
     fn build(self) -> (Arc<ClientConfig>, Arc<Remember>) {
         let seen = Arc::new(Remember::default());
-        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let provider = CryptoProvider {
+            cipher_suites: self.suites.to_vec(),
+            ..aws_lc_rs::default_provider()
+        };
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(self.versions)
             .unwrap()
             .dangerous()
@@ -577,6 +587,65 @@ async fn l8_captures_of_a_policy_and_placeholders_in_it_work() {
         assert_eq!(said, expected, "{name}");
     }
     assert!(server.told(&client(), "c.test").await.is_err());
+}
+
+#[tokio::test]
+async fn the_suite_is_ours_unless_the_client_prefers_chacha() {
+    use aws_lc_rs::cipher_suite::{
+        TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+    };
+    static AES: &[SupportedCipherSuite] = &[
+        TLS13_AES_256_GCM_SHA384,
+        TLS13_CHACHA20_POLY1305_SHA256,
+        TLS13_AES_128_GCM_SHA256,
+        TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    ];
+    static CHACHA: &[SupportedCipherSuite] = &[
+        TLS13_CHACHA20_POLY1305_SHA256,
+        TLS13_AES_128_GCM_SHA256,
+        TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    ];
+    let old = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384";
+    let old_chacha = "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256";
+    let certificate = pair(&["a.test"]);
+    let told = "{l4.tls.cipher_suite}";
+    let default = Server::tells(&[&certificate], json!([]), told);
+    // What somebody has written down for TLS 1.2 keeps its order.
+    let chosen = json!([{"cipher_suites": [old, old_chacha]}]);
+    let chosen = Server::tells(&[&certificate], chosen, told);
+    for (server, versions, suites, expected) in [
+        (&default, TLS13, AES, "TLS_AES_128_GCM_SHA256"),
+        (&default, TLS13, CHACHA, "TLS_CHACHA20_POLY1305_SHA256"),
+        (&default, TLS12, &AES[3..], old_chacha),
+        (&default, TLS12, &AES[4..], old),
+        (&default, TLS12, CHACHA, old_chacha),
+        (&chosen, TLS13, CHACHA, "TLS_CHACHA20_POLY1305_SHA256"),
+        (&chosen, TLS12, &CHACHA[2..], old),
+    ] {
+        let setup = Setup {
+            versions,
+            suites,
+            ..Setup::default()
+        };
+        let agreed = server.told(&setup.build().0, "a.test").await.unwrap();
+        assert_eq!(agreed, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_new_client_gets_two_tickets_and_one_that_comes_with_a_session_gets_one() {
+    let server = Server::tells(&[&pair(&["a.test"])], json!([]), "{l4.tls.resumed}");
+    let client = only(TLS13);
+    for (resumed, tickets) in [("false", 2), ("true", 1), ("true", 1)] {
+        let mut stream = server.connect(&client, "a.test").await.unwrap();
+        let mut told = String::new();
+        stream.read_to_string(&mut told).await.unwrap();
+        assert_eq!(told, resumed);
+        assert_eq!(stream.get_ref().1.tls13_tickets_received(), tickets);
+    }
 }
 
 /// Row L12 of docs/defects.md.

@@ -15,7 +15,7 @@ use super::load::{Backend, QUESTION, ask, ask_again, client_hello, short_connect
 use super::program::{Job, Kind, Program, Splice};
 use super::proxy::{Proxy, pause};
 use super::report::{IN_FULL, Row, Table};
-use super::tls::{self, Handshake, Identity, Idle};
+use super::tls::{self, Handshake, Identity, Idle, Signature};
 
 /// All scenarios, in the order they run.
 pub(super) const NAMES: &[&str] = &[
@@ -30,6 +30,7 @@ pub(super) const NAMES: &[&str] = &[
     "tls-full",
     "tls-resumed",
     "tls-resumed-1.3",
+    "tls-resumed-1.3-rsa",
     "tls-bulk",
     "tls-idle",
     "udp-ping-pong",
@@ -89,9 +90,10 @@ impl Bench {
             "ping-pong" => self.ping_pong(),
             "idle" => self.idle(),
             "sni" => self.sni(),
-            "tls-full" => self.handshakes(Handshake::Full),
-            "tls-resumed" => self.handshakes(Handshake::Resumed),
-            "tls-resumed-1.3" => self.handshakes(Handshake::Resumed13),
+            "tls-full" => self.handshakes(Handshake::Full, Signature::P256),
+            "tls-resumed" => self.handshakes(Handshake::Resumed, Signature::P256),
+            "tls-resumed-1.3" => self.handshakes(Handshake::Resumed13, Signature::P256),
+            "tls-resumed-1.3-rsa" => self.handshakes(Handshake::Resumed13, Signature::Rsa),
             "tls-bulk" => self.tls_bulk(),
             "tls-idle" => self.tls_idle(),
             "udp-ping-pong" => self.udp_ping_pong(),
@@ -293,9 +295,9 @@ impl Bench {
     }
 
     /// TLS handshakes, and nothing else on the connection.
-    fn handshakes(&self, kind: Handshake) -> Result<Table> {
+    fn handshakes(&self, kind: Handshake, signature: Signature) -> Result<Table> {
         let backend = Backend::answering(AT_A_TIME)?;
-        let job = Job::Tls(Identity::make(&std::env::temp_dir())?);
+        let job = Job::Tls(Identity::make(&std::env::temp_dir(), signature)?);
         let rounds = |make: &dyn Fn(SocketAddr) -> Result<f64>| {
             self.rounds(&self.simple(), &job, backend.address, |_, proxy| {
                 make(proxy.address)
@@ -308,10 +310,15 @@ impl Bench {
             rows.extend(full);
         }
         Ok(Table {
-            title: match kind {
-                Handshake::Full => "Terminating TLS 1.3: full handshakes",
-                Handshake::Resumed => "Terminating TLS 1.2: resumed handshakes",
-                Handshake::Resumed13 => "Terminating TLS 1.3: resumed handshakes",
+            title: match (kind, signature) {
+                (Handshake::Full, _) => "Terminating TLS 1.3: full handshakes",
+                (Handshake::Resumed, _) => "Terminating TLS 1.2: resumed handshakes",
+                (Handshake::Resumed13, Signature::P256) => {
+                    "Terminating TLS 1.3: resumed handshakes"
+                }
+                (Handshake::Resumed13, Signature::Rsa) => {
+                    "Terminating TLS 1.3 with an RSA certificate: resumed handshakes"
+                }
             }
             .to_owned(),
             unit: "µs of proxy CPU per handshake",
@@ -336,7 +343,7 @@ impl Bench {
     /// Bulk that leaves the proxy encrypted.
     fn tls_bulk(&self) -> Result<Table> {
         let backend = flow::bulk_server()?;
-        let job = Job::Tls(Identity::make(&std::env::temp_dir())?);
+        let job = Job::Tls(Identity::make(&std::env::temp_dir(), Signature::P256)?);
         let order = [&[1][..], &TLS_BULK.to_be_bytes()].concat();
         let rows = self.rounds(&self.simple(), &job, backend, |_, proxy| {
             let received = tls::download(proxy.address, &order)?;
@@ -357,7 +364,7 @@ impl Bench {
     fn tls_idle(&self) -> Result<Table> {
         // A process on the other end of each.
         const OPEN: usize = 200;
-        let job = Job::Tls(Identity::make(&std::env::temp_dir())?);
+        let job = Job::Tls(Identity::make(&std::env::temp_dir(), Signature::P256)?);
         let mut rows = Vec::new();
         for program in self.simple().into_iter().filter(|p| p.does(&job)) {
             let backend = Backend::keeping()?;

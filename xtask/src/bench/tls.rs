@@ -19,9 +19,18 @@ pub(super) struct Identity {
     pub(super) both: PathBuf,
 }
 
+/// What a certificate is signed with, and handshakes with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Signature {
+    /// ECDSA with P-256.
+    P256,
+    /// RSA with 2048 bits: a signature costs twenty times as much.
+    Rsa,
+}
+
 impl Identity {
-    /// A self-signed P-256 certificate for `localhost`.
-    pub(super) fn make(directory: &Path) -> Result<Self> {
+    /// A self-signed certificate for `localhost`.
+    pub(super) fn make(directory: &Path, signature: Signature) -> Result<Self> {
         let file = |name| directory.join(format!("conncept-bench-{name}.pem"));
         let identity = Self {
             certificate: file("certificate"),
@@ -29,9 +38,12 @@ impl Identity {
             both: file("both"),
         };
         let mut command = Command::new("openssl");
-        command.args(
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3".split(' '),
-        );
+        let key = match signature {
+            Signature::P256 => "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1",
+            Signature::Rsa => "-newkey rsa:2048",
+        };
+        command.args("req -x509 -nodes -days 3".split(' '));
+        command.args(key.split(' '));
         command.args([
             "-subj",
             "/CN=localhost",
