@@ -219,14 +219,15 @@ impl Bound {
 
 impl Bound {
     /// One more socket for the address of this one, which is of UDP. The kernel gives each of them all datagrams of a part of
-    /// the peers, the same part as long as their number stays. That this one was bound alone keeps others out, unless
-    /// it was to share.
+    /// the peers, the same part as long as their number stays. That this one was bound alone keeps others out.
     pub(crate) fn beside(&self) -> Result<Socket, ListenError> {
         let Some(address) = self.actual.socket() else {
             return Err(ListenError::Unsupported(self.actual.to_string()));
         };
         // Where the kernel chose the port, nobody was to share it.
-        not_fatal("SO_REUSEPORT", address, self.socket.set_reuse_port(true));
+        self.socket
+            .set_reuse_port(true)
+            .map_err(doing("sharing the port among the shards"))?;
         let dual = address.is_ipv6()
             && address.ip().is_unspecified()
             && !self

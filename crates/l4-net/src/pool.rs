@@ -29,7 +29,7 @@ use tracing::{debug, error, warn};
 
 use crate::accept::StreamListener;
 use crate::dial::{Resolve, SystemResolver};
-use crate::limits::ConnectionLimit;
+use crate::limits::{ConnectionLimit, Extra};
 use crate::listener::{Bound, Carries, Endpoint, ListenError, Sharing, SocketFile, mode};
 use crate::shards::Shards;
 use crate::udp::{DatagramListener, Group, Limits, Opening, Phase};
@@ -315,7 +315,7 @@ impl Staged {
             let (key, listen) = &wanted[i];
             let opened = bound
                 .listen()
-                .and_then(|()| Opened::new(key, None, bound, &self.shared));
+                .and_then(|()| Opened::new(key, None, bound, &self.shared, Sharing::Allowed));
             match opened {
                 Ok(opened) => self.add(i, listen, How::Opened(Box::new(opened))),
                 Err(reason) => errors.push((i, reason)),
@@ -495,6 +495,8 @@ struct Spare {
     group: Arc<Group>,
     /// Whether it is another than the first of its group.
     further: bool,
+    /// What its descriptors take from connections, for another than the first.
+    _extra: Option<Extra>,
 }
 
 /// What a socket needs to run, and where if that matters.
@@ -704,7 +706,7 @@ impl Opened {
         sharing: Sharing,
     ) -> Result<Self, ListenError> {
         let (file, bound) = key.endpoint.open(address, sharing)?;
-        Self::new(key, file, bound, shared)
+        Self::new(key, file, bound, shared, sharing)
     }
 
     fn new(
@@ -712,6 +714,7 @@ impl Opened {
         file: Option<SocketFile>,
         bound: Bound,
         shared: &Shared,
+        sharing: Sharing,
     ) -> Result<Self, ListenError> {
         let slot = Arc::default();
         let actual = bound.actual.clone();
@@ -722,8 +725,10 @@ impl Opened {
                     .map_err(preparing)?
             }
             Carries::Udp | Carries::Unixgrams => {
-                // Nobody knows what else an inherited socket was given.
-                let several = matches!(key.endpoint, Endpoint::Ip { .. });
+                // Nobody knows what else an inherited socket was given. And where somebody else has sockets yet, each that
+                // he closes would send the peers of ours elsewhere among them.
+                let several =
+                    matches!(key.endpoint, Endpoint::Ip { .. }) && sharing == Sharing::Not;
                 let runtimes = if several {
                     shared.shards.runtimes()
                 } else {
@@ -821,6 +826,8 @@ impl Member {
                 limits: limits.clone(),
                 group: group.clone(),
                 further: i > 0,
+                // If there is no room now, a load is no reason to wait for some.
+                _extra: (i > 0).then(|| connections.extra(DESCRIPTORS)).flatten(),
             };
             Ok(Self {
                 listener: spare.listener().map_err(preparing)?,
@@ -841,6 +848,9 @@ fn discard(socket: &Socket) {
         }
     }
 }
+
+/// What a datagram socket takes: one that is received from, and a [spare](Spare) one.
+const DESCRIPTORS: u32 = 2;
 
 /// So many datagrams cannot come between two system calls.
 const DISCARDED: usize = 1024;

@@ -4,13 +4,14 @@
 //! own. The kernel chooses among them by a hash over the addresses of both ends, so that what a peer sends always comes to
 //! the same one: as long as none of them is closed. Therefore none ends while another still has sessions.
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::sync::watch;
 
+use super::lane::Pool;
 use super::stats::{DropReason, Stats};
 
 /// The sockets of one address, which most often is one.
@@ -20,6 +21,8 @@ pub(crate) struct Group {
     /// How many receive tasks may yet open a session, or have one.
     needed: watch::Sender<usize>,
     notices: Mutex<[Notice; LOUD.len()]>,
+    /// What all sessions of the address may hold together.
+    pool: OnceLock<Arc<Pool>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,6 +37,7 @@ impl Default for Group {
             stats: Arc::default(),
             needed: watch::Sender::new(0),
             notices: Mutex::default(),
+            pool: OnceLock::new(),
         }
     }
 }
@@ -41,6 +45,11 @@ impl Default for Group {
 impl Group {
     pub(super) fn stats(&self) -> &Arc<Stats> {
         &self.stats
+    }
+
+    /// The room for `bytes` that the sockets have in common.
+    pub(super) fn pool(&self, bytes: usize) -> Arc<Pool> {
+        self.pool.get_or_init(|| Arc::new(Pool::new(bytes))).clone()
     }
 
     /// Whether a receive task may yet open a session, or has one.
@@ -141,22 +150,59 @@ impl Drop for Member {
     }
 }
 
-/// Whether what is sent to `ip` is for all who listen: the kernel gives a copy to each socket of the port.
-pub(super) fn is_for_all(ip: IpAddr) -> bool {
+/// Which destinations are for all who listen: the kernel gives a copy of what is sent there to each socket of the port.
+///
+/// Remembers the last one for a second, so that a flood of new peers does not ask the kernel about each.
+#[derive(Debug, Default)]
+pub(super) struct Copies(Mutex<Option<Known>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    ip: IpAddr,
+    for_all: bool,
+    until: Instant,
+}
+
+impl Copies {
+    /// Whether what is sent to `ip` is for all. What cannot be found out just now, for want of a descriptor or a port, is
+    /// taken for that: to be lost is the lesser evil to being handled several times.
+    pub(super) fn are_sent_to(&self, ip: IpAddr, now: Instant) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = *known
+            && known.ip == ip
+            && now < known.until
+        {
+            return known.for_all;
+        }
+        let Some(for_all) = is_for_all(ip) else {
+            return true;
+        };
+        let until = now + Duration::from_secs(1);
+        *known = Some(Known { ip, for_all, until });
+        for_all
+    }
+}
+
+/// Whether what is sent to `ip` is for all who listen; `None` if that cannot be found out just now.
+pub(super) fn is_for_all(ip: IpAddr) -> Option<bool> {
     match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast() || is_broadcast_of_a_subnet(ip),
-        IpAddr::V6(ip) => ip.is_multicast(),
+        IpAddr::V4(ip) if ip.is_multicast() || ip.is_broadcast() => Some(true),
+        IpAddr::V4(ip) => is_broadcast_of_a_subnet(ip),
+        IpAddr::V6(ip) => Some(ip.is_multicast()),
     }
 }
 
 /// Whether the kernel would broadcast what is sent to `ip`, which then is no address of this machine. It says so by
 /// refusing to connect a socket that has not been allowed to (connect(2)); a filter in the kernel could not find it out,
 /// because only frames say in their headers that they are broadcast, and an interface without those has broadcasts, too.
-fn is_broadcast_of_a_subnet(ip: Ipv4Addr) -> bool {
-    let refused = Socket::new(Domain::IPV4, Type::DGRAM, None).and_then(|socket| {
-        socket.connect(&SockAddr::from(std::net::SocketAddrV4::new(ip, DISCARD)))
-    });
-    refused.is_err_and(|error| error.raw_os_error() == Some(libc::EACCES))
+fn is_broadcast_of_a_subnet(ip: Ipv4Addr) -> Option<bool> {
+    let connected = Socket::new(Domain::IPV4, Type::DGRAM, None)
+        .and_then(|socket| socket.connect(&SockAddr::from(SocketAddrV4::new(ip, DISCARD))));
+    match connected.err().and_then(|error| error.raw_os_error()) {
+        Some(libc::EACCES) => Some(true),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN) => None,
+        _ => Some(false),
+    }
 }
 
 /// A port that nobody sends from. Nothing is sent to it.
@@ -175,7 +221,7 @@ mod tests {
             "239.1.2.3",
             "ff02::1",
         ] {
-            assert!(is_for_all(ip.parse().unwrap()), "{ip}");
+            assert_eq!(is_for_all(ip.parse().unwrap()), Some(true), "{ip}");
         }
         for ip in [
             "127.0.0.1",
@@ -184,8 +230,27 @@ mod tests {
             "::1",
             "fe80::1",
         ] {
-            assert!(!is_for_all(ip.parse().unwrap()), "{ip}");
+            assert_eq!(is_for_all(ip.parse().unwrap()), Some(false), "{ip}");
         }
+    }
+
+    #[test]
+    fn what_is_known_of_a_destination_is_asked_for_again_after_a_second() {
+        let copies = Copies::default();
+        let [here, everybody] = ["127.0.0.1", "127.255.255.255"].map(|ip| ip.parse().unwrap());
+        let now = Instant::now();
+        assert!(!copies.are_sent_to(here, now));
+        assert!(copies.are_sent_to(everybody, now));
+        assert!(copies.are_sent_to(everybody, now + Duration::from_secs(2)));
+        // What was found out last answers, and only for its second.
+        let wrong = Known {
+            ip: here,
+            for_all: true,
+            until: now + Duration::from_secs(1),
+        };
+        *copies.0.lock().unwrap() = Some(wrong);
+        assert!(copies.are_sent_to(here, now));
+        assert!(!copies.are_sent_to(here, now + Duration::from_secs(1)));
     }
 
     #[test]

@@ -414,7 +414,8 @@ struct Account {
     pool: Arc<Pool>,
 }
 
-/// Bytes that the sessions of a socket hold together beyond what each has reserved.
+/// Bytes that the sessions of an address hold together beyond what each has reserved.
+#[derive(Debug)]
 pub(super) struct Pool {
     taken: AtomicUsize,
     limit: usize,
@@ -429,11 +430,12 @@ struct Kept {
 }
 
 impl Account {
-    /// Copies `datagram` if the session and the socket may hold it.
+    /// Copies `datagram` if the session and the address may hold it.
     fn keep(self: &Arc<Self>, datagram: &[u8], limit: usize) -> Result<Kept, DropReason> {
         let cost = cost(datagram.len());
         let (held, fits) = self.add(cost);
-        // Only the receive task keeps, so looking after adding cannot make two that fit refuse each other.
+        // One receive task keeps for a session. Those of several sockets may, when the last bytes of the address are about to
+        // go, refuse each other what would have fitted once.
         let reason = if held > limit {
             DropReason::QueueFull
         } else if !fits {

@@ -17,8 +17,8 @@ use crate::limits::{ConnectionLimit, SessionPermit};
 
 /// How much one datagram socket may hold.
 ///
-/// An address that has several, one for each shard, may hold as much as one: each socket gets its part of `sessions` and of
-/// `total_bytes`, rounded up.
+/// An address that has several, one for each shard, may hold as much as one: each socket gets its part of `sessions`, rounded
+/// up, and `total_bytes` is for all of them together.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Sessions. Datagrams of further peers are dropped until one ends. Source addresses can be forged, so this is what
@@ -54,7 +54,6 @@ impl Limits {
         let sockets = sockets.max(1);
         Self {
             sessions: self.sessions.div_ceil(sockets),
-            total_bytes: self.total_bytes.div_ceil(sockets),
             ..self
         }
     }
@@ -91,14 +90,20 @@ pub(super) struct Vacancy<'a, K> {
 }
 
 impl<K: Clone + Eq + Hash> Table<K> {
+    #[cfg(test)]
     pub(super) fn new(limits: Limits, stats: Arc<Stats>) -> Self {
+        Self::of(Arc::new(Pool::new(limits.total_bytes)), limits, stats)
+    }
+
+    /// One whose sessions share `pool` with those of others.
+    pub(super) fn of(pool: Arc<Pool>, limits: Limits, stats: Arc<Stats>) -> Self {
         Self {
             lanes: HashMap::new(),
             due: BinaryHeap::new(),
             next_id: 0,
             draining: false,
             pass: true,
-            pool: Arc::new(Pool::new(limits.total_bytes)),
+            pool,
             shared: Arc::new(Shared::new(stats)),
             closed: Vec::new(),
             limits,

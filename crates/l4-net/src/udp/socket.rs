@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 use l4_core::Addr;
 use l4_core::conn::Session;
 
-use super::group::{Group, Member, is_for_all, is_over};
+use super::group::{Copies, Group, Member, is_for_all, is_over};
 use super::manager::{Limits, Table};
 use super::session::{PeerSession, Wait};
 use super::stats::DropReason;
@@ -132,7 +132,11 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
     ) -> Self {
         Self {
             wire: Arc::new(wire),
-            table: Table::new(limits, group.stats().clone()),
+            table: Table::of(
+                group.pool(limits.total_bytes),
+                limits,
+                group.stats().clone(),
+            ),
             member: Member::of(group),
             on_session,
             wake: Vec::new(),
@@ -319,8 +323,8 @@ pub(super) struct Udp {
     bound: SocketAddr,
     /// Whether an ICMP error can end a batch, which then has a rest that the kernel does not announce again.
     has_errors: bool,
-    /// Whether it may get copies of what is for the first socket of its address.
-    gets_copies: bool,
+    /// What it may get are copies of what is for the first socket of its address; `None` for the first.
+    copies: Option<Copies>,
     /// Whether every datagram is sent alone, as on a system without segmentation offload.
     #[cfg(test)]
     pub(super) singly: bool,
@@ -391,7 +395,9 @@ impl Udp {
             state,
             bound,
             has_errors,
-            gets_copies: further && (bound.ip().is_unspecified() || is_for_all(bound.ip())),
+            copies: (further
+                && (bound.ip().is_unspecified() || is_for_all(bound.ip()) != Some(false)))
+            .then(Copies::default),
             #[cfg(test)]
             singly: false,
         })
@@ -504,7 +510,8 @@ impl Wire for Udp {
     }
 
     fn is_copy(&self, peer: &UdpPeer) -> bool {
-        self.gets_copies && is_for_all(peer.local.ip())
+        let copies = self.copies.as_ref();
+        copies.is_some_and(|copies| copies.are_sent_to(peer.local.ip(), Instant::now()))
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use l4_core::conn::{Passage, SendNow};
 
+use super::super::group::Group;
 use super::super::lane::{Lane, RESERVE, cost};
 use super::super::manager::{Limits, Table};
 use super::super::stats::{DropReason, Stats};
@@ -718,12 +719,30 @@ fn the_sockets_of_an_address_have_no_more_together_than_one_has() {
         let part = whole.clone().shared_by(sockets);
         let rounding = sockets - 1;
         assert!((whole.sessions..=whole.sessions + rounding).contains(&(sockets * part.sessions)));
-        let bytes = sockets * part.total_bytes;
-        assert!((whole.total_bytes..=whole.total_bytes + rounding).contains(&bytes));
-        // What one session may have is the same wherever it is.
+        // What one session may have is the same wherever it is, and what all may have is in one pool.
         assert_eq!(
-            (part.queue, part.session_bytes),
-            (whole.queue, whole.session_bytes)
+            (part.queue, part.session_bytes, part.total_bytes),
+            (whole.queue, whole.session_bytes, whole.total_bytes)
         );
     }
+    let limits = Limits {
+        total_bytes: 100_000,
+        ..whole
+    };
+    let group = Group::default();
+    let [mut one, mut other] = [(); 2].map(|()| Socket {
+        table: Table::of(
+            group.pool(limits.total_bytes),
+            limits.clone(),
+            Arc::default(),
+        ),
+        ..Socket::default()
+    });
+    let held: Vec<_> = (0..3).map(|peer| one.open(peer, &[0; 30_000])).collect();
+    assert!(other.deliver(9, &[0; 30_000]).is_none(), "that is full");
+    let small = other.open(9, b"what each session has reserved");
+    for session in held.into_iter().chain([small]) {
+        session.close();
+    }
+    assert!(other.deliver(10, &[0; 30_000]).is_some());
 }
