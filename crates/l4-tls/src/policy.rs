@@ -46,9 +46,9 @@ pub(crate) struct PolicyConfig {
     /// Which of the certificates for a name are candidates. Default: all.
     #[serde(default)]
     certificate_selection: Option<SelectionConfig>,
-    /// Cipher suites for TLS 1.2 by their IANA names, best first. Those of TLS 1.3 are always all on, AES-128-GCM first, or
-    /// ChaCha20-Poly1305 for a client that lists it first. Default: all with AES-256-GCM, AES-128-GCM and ChaCha20-Poly1305,
-    /// the last one first for such a client.
+    /// Cipher suites for TLS 1.2 by their IANA names, best first. Those of TLS 1.3 are always all on, AES-128-GCM first;
+    /// ChaCha20-Poly1305 comes before it for a client that lists it first, and on a processor without instructions for AES.
+    /// Default: all with AES-256-GCM, AES-128-GCM and ChaCha20-Poly1305, in this order but for such clients and processors.
     #[serde(default)]
     cipher_suites: Option<Vec<At<String>>>,
     /// Key exchange groups, best first: `x25519mlkem768`, `x25519`, `secp256r1`, `secp384r1`. Default:
@@ -287,7 +287,7 @@ impl Policy {
             false => base.config.clone(),
         };
         // Clients open connections side by side, and use a ticket once (RFC 8446 section C.4): they get two. One who comes with a
-        // ticket gets another one for it.
+        // ticket gets one for it, also where it is not valid any more, which is not known yet.
         config.send_tls13_tickets = match hello.offers_session() {
             true => config.send_tls13_tickets.min(1),
             false => config.send_tls13_tickets,

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use aws_lc_rs::hmac;
 use rustls::crypto::aws_lc_rs::{ALL_CIPHER_SUITES, cipher_suite};
 use rustls::crypto::hmac::{Hmac, Key, Tag};
-use rustls::crypto::tls13::{Hkdf, HkdfUsingHmac};
+use rustls::crypto::tls13::{Hkdf, HkdfExpander, HkdfUsingHmac, OkmBlock};
 use rustls::{CipherSuite, CipherSuiteCommon, SupportedCipherSuite, Tls13CipherSuite};
 
 use crate::ClientHello;
@@ -14,7 +14,8 @@ use crate::ClientHello;
 /// AES-128-GCM, ChaCha20-Poly1305.
 ///
 /// AES-128-GCM leads TLS 1.3 as it does with the reference and in browsers: nobody breaks 128 bits, and SHA-256, which processors
-/// have instructions for, goes with it. SHA-384 was 44 % of the instructions of a resumed handshake.
+/// have instructions for, goes with it. SHA-384 was 44 % of the process's instructions in a resumed
+/// handshake.
 pub(crate) fn all() -> &'static [SupportedCipherSuite] {
     static ALL: LazyLock<Vec<SupportedCipherSuite>> = LazyLock::new(|| {
         let tls13 = TLS13.iter().map(SupportedCipherSuite::Tls13);
@@ -88,8 +89,33 @@ static TLS13: LazyLock<Vec<Tls13CipherSuite>> = LazyLock::new(|| {
     suites.collect()
 });
 
-const HKDF_SHA256: &dyn Hkdf = &HkdfUsingHmac(&AwsHmac(hmac::HMAC_SHA256));
-const HKDF_SHA384: &dyn Hkdf = &HkdfUsingHmac(&AwsHmac(hmac::HMAC_SHA384));
+const HKDF_SHA256: &dyn Hkdf = &WithKeptKeys(HkdfUsingHmac(&AwsHmac(hmac::HMAC_SHA256)));
+const HKDF_SHA384: &dyn Hkdf = &WithKeptKeys(HkdfUsingHmac(&AwsHmac(hmac::HMAC_SHA384)));
+
+/// That of rustls, but that it leaves no copies of extracted secrets in freed memory: what they are in here is overwritten.
+struct WithKeptKeys(HkdfUsingHmac<'static>);
+
+impl Hkdf for WithKeptKeys {
+    fn extract_from_zero_ikm(&self, salt: Option<&[u8]>) -> Box<dyn HkdfExpander> {
+        let HkdfUsingHmac(hmac) = self.0;
+        self.extract_from_secret(salt, &[0; Tag::MAX_LEN][..hmac.hash_output_len()])
+    }
+
+    fn extract_from_secret(&self, salt: Option<&[u8]>, secret: &[u8]) -> Box<dyn HkdfExpander> {
+        let HkdfUsingHmac(hmac) = self.0;
+        let salt = salt.unwrap_or(&[0; Tag::MAX_LEN][..hmac.hash_output_len()]);
+        let extracted = hmac.with_key(salt).sign(&[secret]);
+        self.expander_for_okm(&OkmBlock::new(extracted.as_ref()))
+    }
+
+    fn expander_for_okm(&self, okm: &OkmBlock) -> Box<dyn HkdfExpander> {
+        self.0.expander_for_okm(okm)
+    }
+
+    fn hmac_sign(&self, key: &OkmBlock, message: &[u8]) -> Tag {
+        self.0.hmac_sign(key, message)
+    }
+}
 
 struct AwsHmac(hmac::Algorithm);
 
