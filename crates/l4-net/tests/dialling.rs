@@ -254,8 +254,12 @@ async fn within_this_machine_a_connection_is_there_or_refused_without_waiting() 
         let connecting = pin!(connect(&target, &options));
         connecting.poll(&mut Context::from_waker(Waker::noop()))
     };
-    assert!(matches!(at_once(address), Poll::Ready(Ok(_))));
-    assert!(matches!(at_once(refusing.1), Poll::Ready(Err(_))));
+    // The kernel may have other packets to see to first.
+    let ever = |is: fn(Poll<Result<Dialled, DialError>>) -> bool, address| {
+        (0..20).any(|_| is(at_once(address)))
+    };
+    assert!(ever(|dial| matches!(dial, Poll::Ready(Ok(_))), address));
+    assert!(ever(|dial| matches!(dial, Poll::Ready(Err(_))), refusing.1));
     assert!(at_once(black_hole.address).is_pending());
 }
 

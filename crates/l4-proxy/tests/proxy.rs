@@ -9,7 +9,7 @@ use std::time::Duration;
 use l4_core::{Addr, Connection, EndReason, Io, Record, Registry};
 use l4_testkit::{Router, connection, load};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket, UnixListener};
 use tokio::task::JoinHandle;
 
 fn modules(reg: &mut Registry) {
@@ -42,12 +42,19 @@ async fn server(name: &'static str) -> SocketAddr {
 }
 
 /// An address on which nothing listens.
-async fn closed_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
+fn closed_port() -> Closed {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    Closed(socket)
+}
+
+/// A port on which nobody listens, and which nobody else gets: it is bound.
+struct Closed(TcpSocket);
+
+impl Closed {
+    fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
 }
 
 async fn ask(router: &Router) -> String {
@@ -168,7 +175,8 @@ async fn a_peer_that_breaks_off_is_left_out_and_the_others_go_on() {
 
 #[tokio::test]
 async fn dial_mode_first_falls_back_to_the_next_address() {
-    let (gone, b) = (closed_port().await, server("b").await);
+    let (closed, b) = (closed_port(), server("b").await);
+    let gone = closed.address();
     let dial = format!(r#""upstreams":[{{"dial":["{gone}","{b}"],"dial_mode":"first"}}]"#);
     assert_eq!(ask(&proxy(&dial)).await, "bx");
     let all = dial.replace("first", "all");
@@ -189,7 +197,8 @@ async fn over_tcp(router: &Router) -> (TcpStream, Arc<Record>, JoinHandle<()>) {
 
 #[tokio::test]
 async fn a_client_reset_ends_the_waiting_for_an_upstream_and_its_end_alone_does_not() {
-    let gone = closed_port().await;
+    let closed = closed_port();
+    let gone = closed.address();
     let fields = |limit: &str| {
         format!(
             r#""upstreams":[{{"dial":["{gone}"]}}],
@@ -210,7 +219,8 @@ async fn a_client_reset_ends_the_waiting_for_an_upstream_and_its_end_alone_does_
 
 #[tokio::test]
 async fn a_refused_connection_ends_with_its_reason() {
-    let gone = closed_port().await;
+    let closed = closed_port();
+    let gone = closed.address();
     let router = proxy(&format!(r#""upstreams":[{{"dial":["{gone}"]}}]"#));
     let (answer, record) = router.exchange(&[b"x"]).await;
     assert_eq!(answer, b"");
@@ -219,7 +229,8 @@ async fn a_refused_connection_ends_with_its_reason() {
 
 #[tokio::test]
 async fn a_client_that_has_spoken_in_vain_is_reset_whether_or_not_that_was_read() {
-    let gone = closed_port().await;
+    let closed = closed_port();
+    let gone = closed.address();
     let router = proxy(&format!(r#""upstreams":[{{"dial":["{gone}"]}}]"#));
     for read_ahead in [false, true] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -250,7 +261,8 @@ async fn a_client_that_has_spoken_in_vain_is_reset_whether_or_not_that_was_read(
 
 #[tokio::test]
 async fn try_duration_waits_for_an_upstream_to_come_up_and_loses_nothing() {
-    let address = closed_port().await;
+    let closed = closed_port();
+    let address = closed.address();
     let router = proxy(&format!(
         r#""upstreams":[{{"dial":["{address}"]}}],"load_balancing":{{"try_duration":"10s","try_interval":"20ms"}}"#
     ));
@@ -258,6 +270,7 @@ async fn try_duration_waits_for_an_upstream_to_come_up_and_loses_nothing() {
     let (_, serving) = router.serve(conn);
     client.write_all(b"early").await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(closed);
     let listener = TcpListener::bind(address).await.unwrap();
     let (mut socket, _) = listener.accept().await.unwrap();
     let mut early = [0; 5];
