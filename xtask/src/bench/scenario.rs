@@ -520,8 +520,8 @@ impl Bench {
             unit: "connections",
             rows,
             note: format!(
-                "Short connections, {AT_A_TIME} at a time, beside {AT_A_TIME} that last and ask between reloads; a reload \
-                 every 150 ms, by the program's signal, or by its command where it is without one (caddy-l4)."
+                "Short connections, {AT_A_TIME} at a time, beside {AT_A_TIME} that last and ask between reloads; reloads \
+                 150 ms apart, by the program's signal, or by its command where it is without one (caddy-l4)."
             ),
             ..Table::default()
         })
