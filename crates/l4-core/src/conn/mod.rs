@@ -2,9 +2,11 @@
 
 mod addr;
 mod facts;
+mod limit;
 mod meta;
 mod prefix;
 mod record;
+mod session;
 mod tls;
 mod transport;
 
@@ -20,13 +22,12 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub use addr::Addr;
+pub use limit::ReadLimit;
 pub use meta::Capture;
 pub use record::{EndReason, Record};
+pub use session::{DatagramFilter, Filtered, Passage, SendNow, Session};
 pub use tls::TlsInfo;
-pub use transport::{
-    DatagramFilter, Filtered, Io, Layer, Passage, Raw, ReadLimit, Received, SendNow, Session,
-    Transport,
-};
+pub use transport::{Io, Layer, Raw, Received, Transport};
 
 use crate::placeholder::{Scope, Template};
 use crate::{Fact, Generation, Parsed, View};
