@@ -92,7 +92,7 @@ static TLS13: LazyLock<Vec<Tls13CipherSuite>> = LazyLock::new(|| {
 const HKDF_SHA256: &dyn Hkdf = &WithKeptKeys(HkdfUsingHmac(&AwsHmac(hmac::HMAC_SHA256)));
 const HKDF_SHA384: &dyn Hkdf = &WithKeptKeys(HkdfUsingHmac(&AwsHmac(hmac::HMAC_SHA384)));
 
-/// That of rustls, but that it leaves no copies of extracted secrets in freed memory: what they are in here is overwritten.
+/// That of rustls, but that it leaves no copies of extracted secrets in memory that was allocated: those are overwritten.
 struct WithKeptKeys(HkdfUsingHmac<'static>);
 
 impl Hkdf for WithKeptKeys {

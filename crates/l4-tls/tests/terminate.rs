@@ -607,6 +607,22 @@ async fn the_suite_is_ours_unless_the_client_prefers_chacha() {
         TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
         TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
     ];
+    static BOTH: &[SupportedCipherSuite] = &[
+        TLS13_AES_256_GCM_SHA384,
+        TLS13_AES_128_GCM_SHA256,
+        TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    // A client that prefers AES gets it where it is fast.
+    let fast = match cfg!(target_arch = "aarch64") {
+        true => ["aes", "pmull"],
+        false => ["aes", "pclmulqdq"],
+    };
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let features: Vec<_> = cpuinfo.split_whitespace().collect();
+    let ours = match fast.iter().all(|feature| features.contains(feature)) {
+        true => "TLS_AES_128_GCM_SHA256",
+        false => "TLS_CHACHA20_POLY1305_SHA256",
+    };
     let old = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384";
     let old_chacha = "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256";
     let certificate = pair(&["a.test"]);
@@ -617,6 +633,7 @@ async fn the_suite_is_ours_unless_the_client_prefers_chacha() {
     let chosen = Server::tells(&[&certificate], chosen, told);
     for (server, versions, suites, expected) in [
         (&default, TLS13, AES, "TLS_AES_128_GCM_SHA256"),
+        (&default, TLS13, BOTH, ours),
         (&default, TLS13, CHACHA, "TLS_CHACHA20_POLY1305_SHA256"),
         (&default, TLS12, &AES[2..], old_chacha),
         (&default, TLS12, &AES[3..], old),
