@@ -17,7 +17,7 @@ const RESERVED: usize = 256;
 ///
 /// The datagram sessions of all sockets draw on the same descriptors: one for a session, two for a connection. They get
 /// half of them at most, because the addresses that open sessions can be forged, and those that connections need must
-/// not be used up by a flood.
+/// not be used up by a flood. The further sockets of an address that has several are taken off before, up to a quarter.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimit {
     max: usize,
@@ -29,8 +29,10 @@ struct Shared {
     /// Two for a connection, one for a session.
     descriptors: Semaphore,
     sessions: AtomicUsize,
-    /// What connections take beyond their two.
+    /// What connections take beyond their two, and sockets that are listened on.
     extra: AtomicUsize,
+    /// The latter of these.
+    listening: AtomicUsize,
     /// The limit was reached, this was logged, and there has not been much room since.
     reached: AtomicBool,
 }
@@ -43,6 +45,7 @@ impl ConnectionLimit {
             descriptors: Semaphore::new(2 * max),
             sessions: AtomicUsize::new(0),
             extra: AtomicUsize::new(0),
+            listening: AtomicUsize::new(0),
             reached: AtomicBool::new(false),
         };
         Self {
@@ -91,7 +94,18 @@ impl ConnectionLimit {
         Some(Extra {
             shared: self.shared.clone(),
             descriptors,
+            listening: false,
         })
+    }
+
+    /// Room for `descriptors` of a socket that is listened on and could be spared, if there is any now, and all such take a
+    /// quarter at most.
+    pub(crate) fn listening(&self, descriptors: u32) -> Option<Extra> {
+        let all = &self.shared.listening;
+        let mut extra = self.extra(descriptors)?;
+        extra.listening = true;
+        let before = all.fetch_add(extra.descriptors, Ordering::Relaxed);
+        (before + extra.descriptors <= self.max / 2).then_some(extra)
     }
 
     /// Waits until there is room for one more. Cancel safe.
@@ -121,9 +135,10 @@ impl ConnectionLimit {
     /// Room for one more datagram session, if there is any now.
     pub(crate) fn session(&self) -> Option<SessionPermit> {
         let shared = &self.shared;
+        let half = self.max - shared.listening.load(Ordering::Relaxed) / 2;
         let counted =
             (shared.sessions).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |sessions| {
-                (sessions < self.max).then_some(sessions + 1)
+                (sessions < half).then_some(sessions + 1)
             });
         counted.ok()?;
         let Ok(permit) = shared.descriptors.try_acquire() else {
@@ -156,12 +171,14 @@ impl Drop for SessionPermit {
     }
 }
 
-/// The right to descriptors beyond those of a connection, until dropped.
+/// The right to descriptors beyond those of connections, until dropped.
 #[derive(Debug)]
 #[must_use = "dropping it gives the descriptors back"]
 pub struct Extra {
     shared: Arc<Shared>,
     descriptors: usize,
+    /// For a socket that is listened on.
+    listening: bool,
 }
 
 impl Drop for Extra {
@@ -169,7 +186,11 @@ impl Drop for Extra {
         let Self {
             shared,
             descriptors,
+            listening,
         } = self;
+        if *listening {
+            shared.listening.fetch_sub(*descriptors, Ordering::Relaxed);
+        }
         shared.extra.fetch_sub(*descriptors, Ordering::Relaxed);
         shared.descriptors.add_permits(*descriptors);
     }
@@ -304,5 +325,27 @@ mod tests {
         drop((connections, third, sessions));
         assert_eq!((limit.sessions(), limit.in_use()), (0, 0));
         assert_eq!(limit.shared.descriptors.available_permits(), 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sockets_that_could_be_spared_take_a_quarter_and_the_rest_is_halved() {
+        let limit = ConnectionLimit::new(8);
+        let mut sockets: Vec<_> = (0..2).map(|_| limit.listening(2).unwrap()).collect();
+        assert!(limit.listening(2).is_none());
+        assert!(limit.listening(1).is_none());
+        assert_eq!((limit.sessions(), limit.in_use()), (0, 0));
+        let sessions: Vec<_> = (0..6).map(|_| limit.session().unwrap()).collect();
+        assert!(limit.session().is_none());
+        let mut connections = Vec::new();
+        for _ in 0..3 {
+            connections.push(limit.acquire().await);
+        }
+        assert_eq!((limit.sessions(), limit.in_use()), (6, 3));
+        drop(sessions);
+        sockets.pop();
+        sockets.push(limit.listening(2).unwrap());
+        drop((sockets, connections));
+        assert_eq!(limit.shared.descriptors.available_permits(), 16);
+        assert_eq!(limit.shared.listening.load(Ordering::Relaxed), 0);
     }
 }

@@ -219,7 +219,8 @@ impl Bound {
 
 impl Bound {
     /// One more socket for the address of this one, which is of UDP. The kernel gives each of them all datagrams of a part of
-    /// the peers, the same part as long as their number stays. That this one was bound alone keeps others out.
+    /// the peers, the same part as long as their number stays. From now on other processes of this user can bind to the
+    /// address, too.
     pub(crate) fn beside(&self) -> Result<Socket, ListenError> {
         let Some(address) = self.actual.socket() else {
             return Err(ListenError::Unsupported(self.actual.to_string()));

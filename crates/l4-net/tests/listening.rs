@@ -17,7 +17,9 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpStream, UnixDatagram, UnixStream};
 
-use support::{app, greeting, line, listening, load, messages, pool, port, refusal, soon};
+use support::{
+    app, free_port, greeting, line, listening, load, messages, pool, port, refusal, soon,
+};
 
 /// Whether a client of IPv4, and one of IPv6, can connect.
 async fn reached(port: u16) -> [bool; 2] {
@@ -581,12 +583,6 @@ async fn descriptors_that_are_something_else_are_refused() {
         messages(&errors)[0].contains("invalid file descriptor"),
         "{errors:?}"
     );
-}
-
-/// One that nobody has just now.
-fn free_port() -> u16 {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    socket.local_addr().unwrap().port()
 }
 
 #[tokio::test]

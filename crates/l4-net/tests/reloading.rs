@@ -13,12 +13,13 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
 
-use support::{app, greeting, line, listening, load, messages, pool, port, refusal, soon};
+use support::{
+    app, free_port, greeting, line, listening, load, messages, pool, port, refusal, soon,
+};
 
-/// A TCP address that nobody uses.
+/// An address that nobody uses.
 fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+    format!("127.0.0.1:{}", free_port())
 }
 
 /// The kernel's numbers of the sockets that listen on `address`, which is of IPv4.
@@ -375,14 +376,6 @@ async fn udp_client(address: &str) -> UdpSocket {
     client
 }
 
-fn free_udp_address() -> String {
-    std::net::UdpSocket::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .to_string()
-}
-
 #[tokio::test]
 async fn datagram_sessions_outlive_their_listener_and_new_ones_are_not_opened() {
     let (pool, addresses) = listening(&["udp/127.0.0.1:0"]).await;
@@ -397,7 +390,7 @@ async fn datagram_sessions_outlive_their_listener_and_new_ones_are_not_opened() 
 
 #[tokio::test]
 async fn a_datagram_listener_that_comes_back_takes_new_sessions_and_keeps_its_old_ones() {
-    let address = free_udp_address();
+    let address = free_address();
     let fixed = format!("udp/{address}");
     let (pool, _) = listening(&[&fixed]).await;
     let old = udp_client(&address).await;
@@ -428,7 +421,7 @@ async fn a_datagram_listener_that_comes_back_takes_new_sessions_and_keeps_its_ol
 
 #[tokio::test]
 async fn a_datagram_listener_without_sessions_is_gone_and_can_be_opened_again() {
-    let address = free_udp_address();
+    let address = free_address();
     let fixed = format!("udp/{address}");
     let (pool, _) = listening(&[&fixed]).await;
     for round in 0..50 {

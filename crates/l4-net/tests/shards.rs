@@ -19,7 +19,7 @@ use tokio::net::UdpSocket;
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 
-use support::{BYE, WHERE, app, load, refusal, soon};
+use support::{BYE, WHERE, app, free_port, load, refusal, soon};
 
 const SHARDS: usize = 3;
 
@@ -102,23 +102,39 @@ async fn ask(client: &UdpSocket, datagram: &[u8]) -> String {
     String::from_utf8_lossy(&buffer[..n]).into_owned()
 }
 
-/// An address whose port the kernel gives to nobody by itself.
-fn free_address(ip: [u8; 4]) -> SocketAddr {
-    (10_000..30_000)
-        .map(|port| SocketAddr::from((ip, port)))
-        .find(|address| std::net::UdpSocket::bind(address).is_ok())
-        .unwrap()
+/// The kernel's numbers of the UDP sockets that are bound to `address`.
+fn sockets_at(address: SocketAddr) -> HashSet<String> {
+    let mut seen = sockets_seen_at(address);
+    loop {
+        let again = sockets_seen_at(address);
+        if again == seen {
+            return seen;
+        }
+        seen = again;
+    }
 }
 
-/// The kernel's numbers of the UDP sockets that are bound to the port of `address`.
-fn sockets_at(address: SocketAddr) -> HashSet<String> {
-    let tables = ["/proc/net/udp", "/proc/net/udp6"].map(|path| fs::read_to_string(path).unwrap());
-    let port = format!(":{:04X}", address.port());
-    let rows = tables.iter().flat_map(|table| table.lines().skip(1));
-    let bound = rows.filter_map(|row| {
+/// Of these, those that one look shows: the table comes in pieces, and what others open meanwhile can hide some.
+fn sockets_seen_at(address: SocketAddr) -> HashSet<String> {
+    let (table, ip) = match address {
+        SocketAddr::V4(four) => (
+            "/proc/net/udp",
+            format!("{:08X}", four.ip().to_bits().swap_bytes()),
+        ),
+        SocketAddr::V6(six) => {
+            let words = six.ip().octets();
+            let words = words
+                .chunks(4)
+                .map(|word| format!("{:08X}", u32::from_ne_bytes(word.try_into().unwrap())));
+            ("/proc/net/udp6", words.collect())
+        }
+    };
+    let local = format!("{ip}:{:04X}", address.port());
+    let table = fs::read_to_string(table).unwrap();
+    let bound = table.lines().skip(1).filter_map(|row| {
         let columns: Vec<_> = row.split_whitespace().collect();
         // Clients are connected.
-        let ours = columns[1].ends_with(&port) && columns[2].ends_with(":0000");
+        let ours = columns[1] == local && columns[2].ends_with(":0000");
         ours.then(|| columns[9].to_owned())
     });
     bound.collect()
@@ -139,7 +155,8 @@ async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 async fn peers_are_spread_over_all_shards_and_each_stays_where_it_is() {
     for listen in ["udp/127.0.0.1:0", "udp/:0", "udp4/:0", "udp6/[::1]:0"] {
         let (sharded, mut address) = Sharded::listening(&[listen]).await;
-        let before = sockets_at(address);
+        let bound = address;
+        let before = sockets_at(bound);
         assert_eq!(before.len(), SHARDS, "{listen}: {before:?}");
         if address.ip().is_unspecified() {
             address.set_ip(Ipv4Addr::LOCALHOST.into());
@@ -157,7 +174,7 @@ async fn peers_are_spread_over_all_shards_and_each_stays_where_it_is() {
         let own = format!("one: {:?}", std::thread::current().id());
         assert!(!homes.contains(&own), "the pool's own runtime is no shard");
         load(&sharded.pool, &[("two", &[listen])]).await;
-        assert_eq!(sockets_at(address), before);
+        assert_eq!(sockets_at(bound), before);
         for (client, home) in clients.iter().zip(&homes) {
             assert_eq!(ask(client, WHERE).await, *home, "{listen}");
         }
@@ -172,7 +189,8 @@ async fn peers_are_spread_over_all_shards_and_each_stays_where_it_is() {
 
 #[tokio::test]
 async fn a_port_is_still_taken_by_one_only() {
-    let other = std::net::UdpSocket::bind(free_address([127, 0, 7, 3])).unwrap();
+    let other =
+        std::net::UdpSocket::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))).unwrap();
     let taken = format!("udp/{}", other.local_addr().unwrap());
     let sharded = Sharded::new();
     let errors = refusal(&sharded.pool, &[("one", &[&*taken, "udp/127.0.0.1:0"])]).await;
@@ -244,7 +262,7 @@ async fn an_address_that_comes_back_has_all_its_sockets_and_sessions() {
 
 #[tokio::test]
 async fn an_address_without_sessions_comes_and_goes_and_never_has_too_few_or_too_many_sockets() {
-    let address = free_address([127, 0, 7, 1]);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
     let fixed = format!("udp/{address}");
     let sharded = Sharded::new();
     for round in 0..100 {
@@ -301,7 +319,7 @@ async fn stopping_drains_all_sockets_and_dropping_the_pool_ends_them() {
 #[tokio::test]
 async fn what_is_staged_and_not_committed_leaves_no_socket() {
     let sharded = Sharded::new();
-    let address = free_address([127, 0, 7, 2]);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
     let fixed = format!("udp/{address}");
     let staged = sharded.pool.stage(&app(&[("one", &[&*fixed])])).await;
     assert_eq!(sockets_at(address).len(), SHARDS);
@@ -364,21 +382,68 @@ async fn a_broadcast_is_taken_once_and_so_is_a_multicast() {
     }
 }
 
-#[tokio::test]
-async fn all_shards_count_towards_one_limit_of_sessions() {
-    // Of eight descriptors, the second socket and the third take four.
-    let sharded = Sharded::limited(ConnectionLimit::new(4));
-    load(&sharded.pool, &[("one", &["udp/127.0.0.1:0"])]).await;
+/// How many of twenty clients are answered.
+async fn answered(sharded: &Sharded, expected: usize) -> usize {
     let clients = clients(sharded.address(), 20).await;
     let mut answered = 0;
     for client in &clients {
         client.send(b"hi").await.unwrap();
         let mut buffer = [0; 16];
-        let wait = Duration::from_millis(if answered < 4 { 10_000 } else { 20 });
+        let wait = Duration::from_millis(if answered < expected { 10_000 } else { 20 });
         let answer = tokio::time::timeout(wait, client.recv(&mut buffer)).await;
         answered += usize::from(answer.is_ok());
     }
-    assert_eq!((answered, sharded.limit.sessions()), (4, 4));
+    for client in &clients {
+        client.send(BYE).await.unwrap();
+    }
+    answered
+}
+
+#[tokio::test]
+async fn all_shards_count_towards_one_limit_of_sessions_and_so_do_their_sockets() {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let fixed = format!("udp/{address}");
+    // Of sixteen descriptors the second socket and the third take four; sessions get half of the rest.
+    let sharded = Sharded::limited(ConnectionLimit::new(8));
+    for _ in 0..3 {
+        load(&sharded.pool, &[("one", &[&*fixed])]).await;
+        assert_eq!(sockets_at(address).len(), SHARDS);
+        assert_eq!(answered(&sharded, 6).await, 6);
+        // What they took is given back when they go.
+        load(&sharded.pool, &[("none", &["127.0.0.1:0"])]).await;
+        eventually("all sockets are closed", || sockets_at(address).is_empty()).await;
+        assert_eq!((sharded.limit.sessions(), sharded.limit.in_use()), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn where_descriptors_are_few_an_address_has_one_socket() {
+    // Four are more than a quarter of eight.
+    let sharded = Sharded::limited(ConnectionLimit::new(4));
+    load(&sharded.pool, &[("one", &["udp/127.0.0.1:0"])]).await;
+    assert_eq!(sockets_at(sharded.address()).len(), 1);
+    assert_eq!(answered(&sharded, 4).await, 4);
+}
+
+#[tokio::test]
+async fn addresses_that_take_in_one_another_have_all_their_sockets() {
+    let all = SocketAddr::from(([0, 0, 0, 0], free_port()));
+    let one = SocketAddr::from(([127, 0, 7, 6], all.port()));
+    let listen = [format!("udp/{one}"), format!("udp4/:{}", all.port())];
+    let sharded = Sharded::new();
+    load(
+        &sharded.pool,
+        &[("one", &[&*listen[0]]), ("two", &[&*listen[1]])],
+    )
+    .await;
+    assert_eq!(sockets_at(one).len(), SHARDS);
+    assert_eq!(sockets_at(all).len(), SHARDS);
+    // On the two sides of a reload.
+    load(&sharded.pool, &[("one", &[&*listen[0]])]).await;
+    eventually("one of them is closed", || sockets_at(all).is_empty()).await;
+    load(&sharded.pool, &[("two", &[&*listen[1]])]).await;
+    eventually("the other is closed", || sockets_at(one).is_empty()).await;
+    assert_eq!(sockets_at(all).len(), SHARDS);
 }
 
 #[tokio::test]
@@ -458,7 +523,7 @@ async fn no_datagram_of_a_kept_address_is_lost_over_many_reloads() {
 /// Another pool is to the kernel what another process of the same user is.
 #[tokio::test]
 async fn a_process_that_takes_over_has_one_socket_until_it_opens_the_address_anew() {
-    let address = free_address([127, 0, 7, 4]);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
     let fixed = format!("udp/{address}");
     let (old, _) = Sharded::listening(&[&*fixed]).await;
     let new = Sharded::new();

@@ -6,11 +6,13 @@
 
 mod support;
 
+use std::net::SocketAddr;
+
 use l4_net::{ConnectionLimit, ListenError, ListenerPool, Shards};
 use tokio::net::UdpSocket;
 use tokio::runtime::Handle;
 
-use support::{load, refusal, soon};
+use support::{free_port, load, refusal, soon};
 
 fn limit_descriptors(soft: u64) -> u64 {
     let mut limit = libc::rlimit {
@@ -45,9 +47,7 @@ async fn an_address_of_which_one_socket_cannot_be_had_is_refused_and_nothing_sta
     let pool = ListenerPool::spread_over(shards, ConnectionLimit::new(100));
     load(&pool, &[("one", &["udp/127.0.0.1:0"])]).await;
     let kept = pool.addresses()[0].actual.socket().unwrap();
-    let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let wanted = format!("udp/{address}");
     let listen = ["udp/127.0.0.1:0", &*wanted];
     let before = descriptors();

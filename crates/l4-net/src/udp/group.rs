@@ -152,9 +152,9 @@ impl Drop for Member {
 
 /// Which destinations are for all who listen: the kernel gives a copy of what is sent there to each socket of the port.
 ///
-/// Remembers the last one for a second, so that a flood of new peers does not ask the kernel about each.
+/// Remembers some for a second, so that a flood of new peers does not ask the kernel about each.
 #[derive(Debug, Default)]
-pub(super) struct Copies(Mutex<Option<Known>>);
+pub(super) struct Copies(Mutex<Vec<Known>>);
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
@@ -164,45 +164,44 @@ struct Known {
 }
 
 impl Copies {
-    /// Whether what is sent to `ip` is for all. What cannot be found out just now, for want of a descriptor or a port, is
-    /// taken for that: to be lost is the lesser evil to being handled several times.
+    /// Whether what is sent to `ip` is for all.
     pub(super) fn are_sent_to(&self, ip: IpAddr, now: Instant) -> bool {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = *known
-            && known.ip == ip
-            && now < known.until
-        {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.iter().find(|known| known.ip == ip && now < known.until) {
             return known.for_all;
         }
-        let Some(for_all) = is_for_all(ip) else {
-            return true;
-        };
+        let for_all = is_for_all(ip);
+        all.retain(|known| known.ip != ip && now < known.until);
+        if all.len() >= REMEMBERED {
+            all.remove(0);
+        }
         let until = now + Duration::from_secs(1);
-        *known = Some(Known { ip, for_all, until });
+        all.push(Known { ip, for_all, until });
         for_all
     }
 }
 
-/// Whether what is sent to `ip` is for all who listen; `None` if that cannot be found out just now.
-pub(super) fn is_for_all(ip: IpAddr) -> Option<bool> {
+/// As many addresses as most machines have.
+const REMEMBERED: usize = 8;
+
+/// Whether what is sent to `ip` is for all who listen.
+pub(super) fn is_for_all(ip: IpAddr) -> bool {
     match ip.to_canonical() {
-        IpAddr::V4(ip) if ip.is_multicast() || ip.is_broadcast() => Some(true),
-        IpAddr::V4(ip) => is_broadcast_of_a_subnet(ip),
-        IpAddr::V6(ip) => Some(ip.is_multicast()),
+        IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast() || is_broadcast_of_a_subnet(ip),
+        IpAddr::V6(ip) => ip.is_multicast(),
     }
 }
 
 /// Whether the kernel would broadcast what is sent to `ip`, which then is no address of this machine. It says so by
 /// refusing to connect a socket that has not been allowed to (connect(2)); a filter in the kernel could not find it out,
 /// because only frames say in their headers that they are broadcast, and an interface without those has broadcasts, too.
-fn is_broadcast_of_a_subnet(ip: Ipv4Addr) -> Option<bool> {
+///
+/// No, if it cannot be found out just now, for want of a descriptor or a port: that a broadcast is taken by several is what
+/// datagrams may do anyway, and nobody else is to suffer.
+fn is_broadcast_of_a_subnet(ip: Ipv4Addr) -> bool {
     let connected = Socket::new(Domain::IPV4, Type::DGRAM, None)
         .and_then(|socket| socket.connect(&SockAddr::from(SocketAddrV4::new(ip, DISCARD))));
-    match connected.err().and_then(|error| error.raw_os_error()) {
-        Some(libc::EACCES) => Some(true),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN) => None,
-        _ => Some(false),
-    }
+    connected.is_err_and(|error| error.raw_os_error() == Some(libc::EACCES))
 }
 
 /// A port that nobody sends from. Nothing is sent to it.
@@ -221,7 +220,7 @@ mod tests {
             "239.1.2.3",
             "ff02::1",
         ] {
-            assert_eq!(is_for_all(ip.parse().unwrap()), Some(true), "{ip}");
+            assert!(is_for_all(ip.parse().unwrap()), "{ip}");
         }
         for ip in [
             "127.0.0.1",
@@ -230,7 +229,7 @@ mod tests {
             "::1",
             "fe80::1",
         ] {
-            assert_eq!(is_for_all(ip.parse().unwrap()), Some(false), "{ip}");
+            assert!(!is_for_all(ip.parse().unwrap()), "{ip}");
         }
     }
 
@@ -242,15 +241,24 @@ mod tests {
         assert!(!copies.are_sent_to(here, now));
         assert!(copies.are_sent_to(everybody, now));
         assert!(copies.are_sent_to(everybody, now + Duration::from_secs(2)));
-        // What was found out last answers, and only for its second.
-        let wrong = Known {
-            ip: here,
-            for_all: true,
-            until: now + Duration::from_secs(1),
-        };
-        *copies.0.lock().unwrap() = Some(wrong);
-        assert!(copies.are_sent_to(here, now));
-        assert!(!copies.are_sent_to(here, now + Duration::from_secs(1)));
+        // What was found out answers, and only for its second.
+        copies.0.lock().unwrap()[0].for_all = false;
+        let later = now + Duration::from_secs(2);
+        assert!(!copies.are_sent_to(everybody, later));
+        assert!(copies.are_sent_to(everybody, later + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn some_destinations_are_remembered_side_by_side_and_not_any_number() {
+        let copies = Copies::default();
+        let now = Instant::now();
+        let ip = |last| IpAddr::from([127, 0, 0, last]);
+        for last in 1..=100 {
+            assert!(!copies.are_sent_to(ip(last), now));
+        }
+        let known = copies.0.lock().unwrap().clone();
+        assert_eq!(known.len(), REMEMBERED);
+        assert_eq!(known[0].ip, ip(93));
     }
 
     #[test]

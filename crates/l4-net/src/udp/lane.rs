@@ -238,8 +238,8 @@ impl<K> Lane<K> {
         }
     }
 
-    /// Counts `bytes` that wait for room to be sent to the peer as held by the session. Whether the socket's sessions
-    /// may hold them.
+    /// Counts `bytes` that wait for room to be sent to the peer as held by the session. Whether the sessions of the
+    /// address may hold them.
     pub(super) fn hold(&self, bytes: usize) -> bool {
         self.account.hold(bytes)
     }
@@ -307,6 +307,9 @@ impl<K> Lane<K> {
         drop((queue, permit));
         if was == Life::Open {
             self.shared.stats.add_ended();
+        }
+        // One that was ended by the table is not in it any more, but whoever waits for its socket to be free learns of it.
+        if was != Life::Closed {
             self.shared.closed(self.clone());
         }
     }
@@ -451,7 +454,7 @@ impl Account {
         Err(reason)
     }
 
-    /// Adds `cost`, unless that is more than the socket may hold.
+    /// Adds `cost`, unless that is more than the address may hold.
     fn hold(&self, cost: usize) -> bool {
         let (_, fits) = self.add(cost);
         if !fits {
@@ -460,19 +463,20 @@ impl Account {
         fits
     }
 
-    /// What is held with `cost`, and whether the socket may.
+    /// What is held with `cost`, and whether the address may.
     fn add(&self, cost: usize) -> (usize, bool) {
         let before = self.held.fetch_add(cost, Ordering::Relaxed);
         let from_pool = beyond_reserve(before + cost) - beyond_reserve(before);
-        let taken = self.pool.taken.fetch_add(from_pool, Ordering::Relaxed) + from_pool;
-        let fits = from_pool == 0 || taken <= self.pool.limit;
-        (before + cost, fits)
+        (before + cost, from_pool == 0 || self.pool.take(from_pool))
     }
 
     fn release(&self, cost: usize) {
         let before = self.held.fetch_sub(cost, Ordering::Relaxed);
         let to_pool = beyond_reserve(before) - beyond_reserve(before - cost);
-        self.pool.taken.fetch_sub(to_pool, Ordering::Relaxed);
+        // Most often nothing: then the other sockets of the address are not disturbed.
+        if to_pool > 0 {
+            self.pool.taken.fetch_sub(to_pool, Ordering::Relaxed);
+        }
     }
 }
 
@@ -484,10 +488,23 @@ impl Pool {
         }
     }
 
+    /// Takes `bytes`. Whether they were there.
+    fn take(&self, bytes: usize) -> bool {
+        let before = self.taken.fetch_add(bytes, Ordering::Relaxed);
+        self.covers(before, bytes)
+    }
+
     /// Whether a new session's first datagram finds room.
     pub(super) fn has_room(&self, len: usize) -> bool {
         let needed = beyond_reserve(cost(len));
-        needed == 0 || self.taken.load(Ordering::Relaxed) + needed <= self.limit
+        needed == 0 || self.covers(self.taken.load(Ordering::Relaxed), needed)
+    }
+
+    /// Whether there are `bytes` where `taken` are taken. Those may be less than none for a moment: what one thread has just
+    /// added to a session, another gives back before the first has taken it from here.
+    fn covers(&self, taken: usize, bytes: usize) -> bool {
+        let taken = taken.cast_signed().max(0).cast_unsigned();
+        taken.saturating_add(bytes) <= self.limit
     }
 
     #[cfg(test)]

@@ -10,7 +10,7 @@
 //! would only hand its datagrams on to another socket has the receive task do so, which tries once: what does not go out
 //! at once is queued for the session.
 //!
-//! *Invariant:* memory held in datagrams is bounded per session and per socket, counted until the last reference to
+//! *Invariant:* memory held in datagrams is bounded per session and per address, counted until the last reference to
 //! the datagram is gone, wherever it went ([`Limits`]).
 //!
 //! *Invariant:* sockets of one address live and die together: which of them gets a peer's datagrams is the kernel's choice,

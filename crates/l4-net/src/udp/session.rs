@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::mem::take;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -24,7 +25,6 @@ use crate::segments::SegmentLimit;
 /// works after that, so a handler can finish. An error of sending concerns that datagram only. Dropping ends the
 /// session; the peer's next datagram opens another one.
 pub(super) struct PeerSession<W: Wire> {
-    lane: Arc<Lane<W::Peer>>,
     wire: Arc<W>,
     /// What is sent to this peer in runs.
     limit: SegmentLimit,
@@ -32,6 +32,25 @@ pub(super) struct PeerSession<W: Wire> {
     blocked: Option<Blocked>,
     /// What those that wait for room are counted as.
     held: usize,
+    /// Behind all that has the socket: that is free once the session is closed.
+    lane: Open<W::Peer>,
+}
+
+/// A lane that is closed when dropped.
+struct Open<K>(Arc<Lane<K>>);
+
+impl<K> Deref for Open<K> {
+    type Target = Lane<K>;
+
+    fn deref(&self) -> &Lane<K> {
+        &self.0
+    }
+}
+
+impl<K> Drop for Open<K> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 struct Blocked {
@@ -46,11 +65,11 @@ pub(super) type Wait = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 impl<W: Wire> PeerSession<W> {
     pub(super) fn new(lane: Arc<Lane<W::Peer>>, wire: Arc<W>) -> Self {
         Self {
-            lane,
             limit: wire.limit(),
             wire,
             blocked: None,
             held: 0,
+            lane: Open(lane),
         }
     }
 
@@ -158,6 +177,5 @@ impl<W: Wire> Drop for PeerSession<W> {
         if self.held > 0 {
             self.lane.unhold(self.held);
         }
-        self.lane.close();
     }
 }

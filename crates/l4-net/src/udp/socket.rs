@@ -161,7 +161,9 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
             let now = *phase.borrow_and_update();
             self.table.drain(now != Phase::Serve);
             self.table.reap();
-            let needed = now == Phase::Serve || !self.table.is_empty();
+            // A session that has expired has the socket until its handler ends.
+            let held = Arc::strong_count(&wire) > OWN;
+            let needed = now == Phase::Serve || held || !self.table.is_empty();
             if !self.member.needs(needed) || now == Phase::Stop {
                 break;
             }
@@ -270,6 +272,9 @@ impl<W: Wire, F: FnMut(Opening<'_>) + Send> Receiver<W, F> {
         false
     }
 }
+
+/// How often a receive task has its socket, beside those that its sessions have.
+const OWN: usize = 2;
 
 /// Receives that may fail in a row before there is a pause.
 const PATIENCE: u32 = 8;
@@ -395,9 +400,8 @@ impl Udp {
             state,
             bound,
             has_errors,
-            copies: (further
-                && (bound.ip().is_unspecified() || is_for_all(bound.ip()) != Some(false)))
-            .then(Copies::default),
+            copies: (further && (bound.ip().is_unspecified() || is_for_all(bound.ip())))
+                .then(Copies::default),
             #[cfg(test)]
             singly: false,
         })

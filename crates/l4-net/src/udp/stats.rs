@@ -26,7 +26,7 @@ macro_rules! reasons {
 reasons! {
     /// The session has as many datagrams or bytes waiting as it may have.
     QueueFull = "queue_full",
-    /// The socket's sessions together hold as many bytes as they may.
+    /// The sessions of the address together hold as many bytes as they may.
     MemoryLimit = "memory_limit",
     /// The socket, or all sockets of the process together, have as many sessions as they may have.
     SessionLimit = "session_limit",

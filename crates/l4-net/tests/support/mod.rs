@@ -5,6 +5,8 @@
 #![allow(dead_code, reason = "not every test file needs everything")]
 
 use std::collections::HashMap;
+use std::net::{TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use l4_core::Io;
@@ -25,6 +27,24 @@ impl HandlerModule for Greet {
 
     fn provision(mut config: Self::Config, _: &mut Provision<'_>) -> Result<Self, Rejected> {
         Ok(Self(config.remove("name").unwrap_or_default()))
+    }
+}
+
+/// A port that nobody has, below those that the kernel chooses from unless told otherwise: nobody is given it by accident
+/// while it is free. Never the same one twice in a process.
+pub(crate) fn free_port() -> u16 {
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(97);
+    loop {
+        let nth = first.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let port = 10_000 + u16::try_from(nth % 20_000).unwrap();
+        let both = (
+            TcpListener::bind(("0.0.0.0", port)),
+            UdpSocket::bind(("0.0.0.0", port)),
+        );
+        if let (Ok(_), Ok(_)) = both {
+            return port;
+        }
     }
 }
 

@@ -130,6 +130,26 @@ async fn reply(socket: &tokio::net::UdpSocket) -> Vec<u8> {
     buf
 }
 
+#[tokio::test]
+async fn a_socket_is_not_said_to_be_closed_while_a_session_that_has_expired_still_has_it() {
+    let (running, mut sessions) = Running::collect(udp("127.0.0.1:0"), Duration::from_millis(20));
+    let client = client(running.addr).await;
+    client.send(b"hi").await.unwrap();
+    let mut session = sessions.recv().await.unwrap();
+    assert_eq!(recv(&mut *session).await.unwrap(), b"hi");
+    assert_eq!(recv(&mut *session).await, None);
+    running.phase.send_replace(Phase::Drain);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!running.task.is_finished());
+    // Its handler may still answer.
+    send(&mut *session, b"bye").await.unwrap();
+    assert_eq!(reply(&client).await, b"bye");
+    let address = running.addr;
+    drop(session);
+    running.ended().await;
+    UdpSocket::bind(address).expect("the address is free");
+}
+
 async fn recv(session: &mut dyn Session) -> Option<Vec<u8>> {
     let datagram = timeout(SOON, poll_fn(|cx| session.poll_recv(cx))).await;
     datagram.expect("a datagram or the end").map(Into::into)

@@ -7,32 +7,32 @@
 //! *Invariant:* a socket that both configurations have is never closed or opened again, so that no connection waiting in
 //! its queue is lost. What makes two addresses the same socket is decided by the kernel's view of them, not their text.
 
+mod datagrams;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use l4_core::Addr;
 use l4_core::config::{Address, Node};
 use l4_core::engine::{App, Listen, Server};
 use l4_core::handler::BoxFuture;
-use l4_core::{Addr, Connection, Record};
-use socket2::Socket;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
+use self::datagrams::{Member, serve_datagrams};
 use crate::accept::StreamListener;
 use crate::dial::{Resolve, SystemResolver};
-use crate::limits::{ConnectionLimit, Extra};
+use crate::limits::ConnectionLimit;
 use crate::listener::{Bound, Carries, Endpoint, ListenError, Sharing, SocketFile, mode};
 use crate::shards::Shards;
-use crate::udp::{DatagramListener, Group, Limits, Opening, Phase};
+use crate::udp::{Group, Phase};
 
 /// The listening sockets of the process. There is one; clones are the same.
 ///
@@ -303,7 +303,18 @@ impl Staged {
                 }
                 continue;
             }
-            match Opened::open(key, &listen.address, &self.shared, Sharing::Allowed) {
+            // Each socket that somebody else closes sends peers elsewhere among those of the very same address.
+            let several = self.is_explained(address, i);
+            if !several && !self.shared.shards.runtimes().is_empty() {
+                warn!(
+                    %address,
+                    "one thread serves this address until it is opened anew and nobody else has it"
+                );
+            }
+            let opened = (key.endpoint)
+                .open(&listen.address, Sharing::Allowed)
+                .and_then(|(file, bound)| Opened::new(key, file, bound, &self.shared, several));
+            match opened {
                 Ok(opened) => self.add(i, listen, How::Opened(Box::new(opened))),
                 Err(reason) => errors.push((i, reason)),
             }
@@ -315,7 +326,7 @@ impl Staged {
             let (key, listen) = &wanted[i];
             let opened = bound
                 .listen()
-                .and_then(|()| Opened::new(key, None, bound, &self.shared, Sharing::Allowed));
+                .and_then(|()| Opened::new(key, None, bound, &self.shared, true));
             match opened {
                 Ok(opened) => self.add(i, listen, How::Opened(Box::new(opened))),
                 Err(reason) => errors.push((i, reason)),
@@ -326,20 +337,35 @@ impl Staged {
     /// Whether this process has a socket, running, leaving or just opened for an address before `position`, whose address
     /// takes in `wanted` or is taken in by it.
     fn overlaps(&self, wanted: &Addr, position: usize) -> bool {
+        !self.overlapping(wanted, position).is_empty()
+    }
+
+    /// Whether it is by addresses of this process that `wanted` is taken, and none of them is the same one.
+    fn is_explained(&self, wanted: &Addr, position: usize) -> bool {
+        let ours = self.overlapping(wanted, position);
+        let same = |ip: &IpAddr| wanted.socket().is_some_and(|wanted| wanted.ip() == *ip);
+        !ours.is_empty() && !ours.iter().any(same)
+    }
+
+    fn overlapping(&self, wanted: &Addr, position: usize) -> Vec<IpAddr> {
         let overlap = |ours: &Addr| {
-            let (Some(a), Some(b)) = (ours.socket(), wanted.socket()) else {
-                return false;
-            };
+            let (a, b) = (ours.socket()?, wanted.socket()?);
             let meet = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
-            ours.network() == wanted.network() && a.port() == b.port() && meet
+            (ours.network() == wanted.network() && a.port() == b.port() && meet).then_some(a.ip())
         };
-        let opened = self.planned.iter().any(|planned| match &planned.how {
-            How::Opened(opened) => planned.position < position && overlap(&opened.actual),
-            How::Kept(_) | How::Revived(_) => false,
-        });
+        let opened = self
+            .planned
+            .iter()
+            .filter_map(|planned| match &planned.how {
+                How::Opened(opened) if planned.position < position => overlap(&opened.actual),
+                How::Opened(_) | How::Kept(_) | How::Revived(_) => None,
+            });
         let state = self.shared.state();
         let current = state.current.iter().map(|(_, listener)| listener);
-        opened || (current.chain(&state.leaving)).any(|listener| overlap(&listener.actual))
+        let running = current.chain(&state.leaving);
+        opened
+            .chain(running.filter_map(|listener| overlap(&listener.actual)))
+            .collect()
     }
 }
 
@@ -479,26 +505,6 @@ enum Unstarted {
     Datagrams(Vec<Member>),
 }
 
-/// One of the datagram sockets of an address.
-struct Member {
-    listener: DatagramListener,
-    spare: Spare,
-    /// Where its sessions are to run; `None`: where the load does.
-    runtime: Option<Handle>,
-}
-
-/// A second descriptor for a datagram socket, from which its listener can be made again.
-struct Spare {
-    socket: Socket,
-    carries: Carries,
-    limits: Limits,
-    group: Arc<Group>,
-    /// Whether it is another than the first of its group.
-    further: bool,
-    /// What its descriptors take from connections, for another than the first.
-    _extra: Option<Extra>,
-}
-
 /// What a socket needs to run, and where if that matters.
 type Start = (Option<Handle>, BoxFuture<'static, ()>);
 
@@ -606,12 +612,8 @@ impl Shared {
         if let Some(listener) = self.revive(key) {
             return Ok(How::Revived(listener));
         }
-        Ok(How::Opened(Box::new(Opened::open(
-            key,
-            address,
-            self,
-            Sharing::Not,
-        )?)))
+        let opened = Opened::open(key, address, self)?;
+        Ok(How::Opened(Box::new(opened)))
     }
 
     /// The datagram socket for `key` that was leaving, made to stay.
@@ -699,22 +701,18 @@ impl Listener {
 }
 
 impl Opened {
-    fn open(
-        key: &Key,
-        address: &Address,
-        shared: &Shared,
-        sharing: Sharing,
-    ) -> Result<Self, ListenError> {
-        let (file, bound) = key.endpoint.open(address, sharing)?;
-        Self::new(key, file, bound, shared, sharing)
+    fn open(key: &Key, address: &Address, shared: &Shared) -> Result<Self, ListenError> {
+        let (file, bound) = key.endpoint.open(address, Sharing::Not)?;
+        Self::new(key, file, bound, shared, true)
     }
 
+    /// With `several` there may be a socket for each thread.
     fn new(
         key: &Key,
         file: Option<SocketFile>,
         bound: Bound,
         shared: &Shared,
-        sharing: Sharing,
+        several: bool,
     ) -> Result<Self, ListenError> {
         let slot = Arc::default();
         let actual = bound.actual.clone();
@@ -725,11 +723,8 @@ impl Opened {
                     .map_err(preparing)?
             }
             Carries::Udp | Carries::Unixgrams => {
-                // Nobody knows what else an inherited socket was given. And where somebody else has sockets yet, each that
-                // he closes would send the peers of ours elsewhere among them.
-                let several =
-                    matches!(key.endpoint, Endpoint::Ip { .. }) && sharing == Sharing::Not;
-                let runtimes = if several {
+                // Nobody knows what else an inherited socket was given.
+                let runtimes = if several && matches!(key.endpoint, Endpoint::Ip { .. }) {
                     shared.shards.runtimes()
                 } else {
                     &[]
@@ -802,59 +797,6 @@ impl Opened {
     }
 }
 
-impl Member {
-    /// The sockets of an address of which `bound` is the first: one for each of `runtimes`, if there are several.
-    fn all(
-        bound: Bound,
-        runtimes: &[Handle],
-        connections: &ConnectionLimit,
-    ) -> Result<Vec<Self>, ListenError> {
-        let (count, carries) = (runtimes.len().max(1), bound.carries);
-        let beside: Vec<_> = (1..count)
-            .map(|_| bound.beside())
-            .collect::<Result<_, _>>()?;
-        let sockets: Vec<_> = std::iter::once(bound.socket).chain(beside).collect();
-        if count > 1 {
-            sockets.iter().for_each(discard);
-        }
-        let limits = datagram_limits(connections).shared_by(count);
-        let group = Arc::<Group>::default();
-        let members = sockets.into_iter().enumerate().map(|(i, socket)| {
-            let spare = Spare {
-                socket,
-                carries,
-                limits: limits.clone(),
-                group: group.clone(),
-                further: i > 0,
-                // If there is no room now, a load is no reason to wait for some.
-                _extra: (i > 0).then(|| connections.extra(DESCRIPTORS)).flatten(),
-            };
-            Ok(Self {
-                listener: spare.listener().map_err(preparing)?,
-                spare,
-                runtime: (count > 1).then(|| runtimes.get(i).cloned()).flatten(),
-            })
-        });
-        members.collect()
-    }
-}
-
-/// Drops what came while the sockets of an address were being opened. The kernel chose among fewer of them then: what
-/// these peers send next may come to another one.
-fn discard(socket: &Socket) {
-    for _ in 0..DISCARDED {
-        if socket.recv(&mut []).is_err() {
-            return;
-        }
-    }
-}
-
-/// What a datagram socket takes: one that is received from, and a [spare](Spare) one.
-const DESCRIPTORS: u32 = 2;
-
-/// So many datagrams cannot come between two system calls.
-const DISCARDED: usize = 1024;
-
 /// Says that all tasks of a listener have ended, when dropped.
 struct Ended {
     listener: Arc<Listener>,
@@ -894,71 +836,6 @@ impl Drop for Ended {
                 .retain(|other| !Arc::ptr_eq(other, &self.listener));
         }
         self.listener.done.cancel();
-    }
-}
-
-/// Runs a datagram listener, and runs it again if it is needed again just when it has come to its end.
-async fn serve_datagrams(
-    ended: Arc<Ended>,
-    datagrams: DatagramListener,
-    spare: Spare,
-    phase: watch::Receiver<Phase>,
-) {
-    let mut next = Ok(datagrams);
-    loop {
-        let slot = ended.listener.slot.clone();
-        let ran = match next {
-            Ok(datagrams) => {
-                let serve = move |opening: Opening<'_>| serve_session(&slot, opening);
-                datagrams.run(phase.clone(), serve).await
-            }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = ran {
-            let address = &ended.listener.actual;
-            error!(%address, %error, "datagrams cannot be received; next try in a second");
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-        if ended.is_due(&spare.group, &phase) {
-            break;
-        }
-        next = spare.listener();
-    }
-    // The socket is closed before it is said to be closed.
-    drop(spare);
-    drop(ended);
-}
-
-fn serve_session(slot: &ArcSwapOption<Server>, opening: Opening<'_>) {
-    // None while the listener is on its way out, or back but not committed.
-    let Some(server) = slot.load_full() else {
-        return;
-    };
-    let session = opening.accept(server.idle_timeout());
-    let record = Arc::new(Record::new(session.remote));
-    let conn = Connection::new(session.io, record, Some(session.local));
-    tokio::spawn(server.serve(conn));
-}
-
-impl Spare {
-    fn listener(&self) -> io::Result<DatagramListener> {
-        let socket = OwnedFd::from(self.socket.try_clone()?);
-        let listener = match self.carries {
-            Carries::Unixgrams => DatagramListener::unix(socket.into()),
-            _ => DatagramListener::udp(socket.into()),
-        };
-        Ok(listener?
-            .with_limits(self.limits.clone())
-            .among(self.group.clone(), self.further))
-    }
-}
-
-/// A session takes a descriptor when it is proxied, so a flood of forged senders could take those that connections need:
-/// the sessions of all sockets are counted together with the connections.
-fn datagram_limits(connections: &ConnectionLimit) -> Limits {
-    Limits {
-        process: Some(connections.clone()),
-        ..Limits::default()
     }
 }
 
