@@ -94,18 +94,23 @@ impl ConnectionLimit {
         Some(Extra {
             shared: self.shared.clone(),
             descriptors,
-            listening: false,
         })
     }
 
-    /// Room for `descriptors` of a socket that is listened on and could be spared, if there is any now, and all such take a
-    /// quarter at most.
-    pub(crate) fn listening(&self, descriptors: u32) -> Option<Extra> {
+    /// Room for `descriptors` of a socket that is listened on and could be spared, if all such take a quarter at most. Those
+    /// that connections have just now are not waited for, and then never counted.
+    pub(crate) fn listening(&self, descriptors: u32) -> Option<ListeningPermit> {
+        let more = descriptors as usize;
         let all = &self.shared.listening;
-        let mut extra = self.extra(descriptors)?;
-        extra.listening = true;
-        let before = all.fetch_add(extra.descriptors, Ordering::Relaxed);
-        (before + extra.descriptors <= self.max / 2).then_some(extra)
+        let counted = all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |all| {
+            (all + more <= self.max / 2).then_some(all + more)
+        });
+        counted.ok()?;
+        Some(ListeningPermit {
+            extra: self.extra(descriptors),
+            shared: self.shared.clone(),
+            descriptors: more,
+        })
     }
 
     /// Waits until there is room for one more. Cancel safe.
@@ -177,8 +182,6 @@ impl Drop for SessionPermit {
 pub struct Extra {
     shared: Arc<Shared>,
     descriptors: usize,
-    /// For a socket that is listened on.
-    listening: bool,
 }
 
 impl Drop for Extra {
@@ -186,13 +189,26 @@ impl Drop for Extra {
         let Self {
             shared,
             descriptors,
-            listening,
         } = self;
-        if *listening {
-            shared.listening.fetch_sub(*descriptors, Ordering::Relaxed);
-        }
         shared.extra.fetch_sub(*descriptors, Ordering::Relaxed);
         shared.descriptors.add_permits(*descriptors);
+    }
+}
+
+/// The right to the descriptors of a socket that is listened on, until dropped.
+#[derive(Debug)]
+pub(crate) struct ListeningPermit {
+    /// What of them is taken from connections.
+    #[expect(dead_code, reason = "held")]
+    extra: Option<Extra>,
+    shared: Arc<Shared>,
+    descriptors: usize,
+}
+
+impl Drop for ListeningPermit {
+    fn drop(&mut self) {
+        let all = &self.shared.listening;
+        all.fetch_sub(self.descriptors, Ordering::Relaxed);
     }
 }
 
@@ -344,7 +360,17 @@ mod tests {
         drop(sessions);
         sockets.pop();
         sockets.push(limit.listening(2).unwrap());
-        drop((sockets, connections));
+        drop(sockets);
+        connections.clear();
+        assert_eq!(limit.shared.descriptors.available_permits(), 16);
+        assert_eq!(limit.shared.listening.load(Ordering::Relaxed), 0);
+        // A load while there are as many connections as there may be.
+        for _ in 0..8 {
+            connections.push(limit.acquire().await);
+        }
+        let socket = limit.listening(2).unwrap();
+        assert_eq!(limit.in_use(), 8);
+        drop((connections, socket));
         assert_eq!(limit.shared.descriptors.available_permits(), 16);
         assert_eq!(limit.shared.listening.load(Ordering::Relaxed), 0);
     }

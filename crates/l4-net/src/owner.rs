@@ -1,6 +1,8 @@
-//! Which process has an address, for the message that it is taken.
+//! Who has an address: for the message that it is taken, and for what may be opened beside.
 
+use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use l4_core::Addr;
@@ -38,6 +40,26 @@ pub(crate) fn of(address: &Addr) -> Option<String> {
         }
     }
     None
+}
+
+/// The addresses and ports that anybody's UDP sockets are bound to. `None` if they cannot be found out.
+pub(crate) fn udp_addresses() -> Option<HashSet<(IpAddr, u16)>> {
+    let mut all = HashSet::new();
+    // A table comes in pieces: what others close meanwhile can hide a row, but hardly twice.
+    for table in ["udp", "udp6", "udp", "udp6"] {
+        match fs::read_to_string(format!("/proc/net/{table}")) {
+            Ok(table) => all.extend(table.lines().skip(1).filter_map(|line| {
+                let mut columns = line.split_ascii_whitespace();
+                let local = columns.nth(1).and_then(parse_address)?;
+                // Not connected.
+                (columns.nth(1) == Some("07")).then_some((local.ip(), local.port()))
+            })),
+            // Without IPv6 there is no table for it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && table == "udp6" => {}
+            Err(_) => return None,
+        }
+    }
+    Some(all)
 }
 
 /// The sockets of a table below `/proc/net` that are in the way of `address`, named as in `/proc/PID/fd`.
@@ -98,6 +120,26 @@ mod tests {
         assert_eq!(parse_address("local_address"), None);
         assert_eq!(parse_address("01:80"), None);
         assert_eq!(parse_address("0100007é:80"), None);
+    }
+
+    #[test]
+    fn addresses_of_udp_sockets_are_found_as_they_are_bound() {
+        let sockets = ["127.0.0.1:0", "[::1]:0"].map(|at| std::net::UdpSocket::bind(at).unwrap());
+        let [four, six] = sockets
+            .each_ref()
+            .map(|socket| socket.local_addr().unwrap());
+        let all = udp_addresses().unwrap();
+        for address in [four, six] {
+            assert!(all.contains(&(address.ip(), address.port())), "{address}");
+        }
+        for ip in ["127.0.0.2", "0.0.0.0", "::", "::ffff:127.0.0.1"] {
+            let other = (ip.parse().unwrap(), four.port());
+            assert!(!all.contains(&other), "{other:?}");
+        }
+        // A client.
+        sockets[0].connect(four).unwrap();
+        let all = udp_addresses().unwrap();
+        assert!(!all.contains(&(four.ip(), four.port())));
     }
 
     #[test]

@@ -522,6 +522,22 @@ async fn no_datagram_of_a_kept_address_is_lost_over_many_reloads() {
 
 /// Another pool is to the kernel what another process of the same user is.
 #[tokio::test]
+async fn a_process_that_takes_over_addresses_that_take_in_one_another_has_one_socket_for_each() {
+    let all = SocketAddr::from(([0, 0, 0, 0], free_port()));
+    let one = SocketAddr::from(([127, 0, 7, 8], all.port()));
+    let listen = [format!("udp4/:{}", all.port()), format!("udp/{one}")];
+    let listen = [&*listen[0], &*listen[1]];
+    let (old, _) = Sharded::listening(&listen).await;
+    let new = Sharded::new();
+    load(&new.pool, &[("two", &listen)]).await;
+    let sockets = || (sockets_at(one).len(), sockets_at(all).len());
+    assert_eq!(sockets(), (SHARDS + 1, SHARDS + 1));
+    drop(old);
+    eventually("the old one is gone", || sockets() == (1, 1)).await;
+}
+
+/// Another pool is to the kernel what another process of the same user is.
+#[tokio::test]
 async fn a_process_that_takes_over_has_one_socket_until_it_opens_the_address_anew() {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
     let fixed = format!("udp/{address}");

@@ -11,10 +11,10 @@ use l4_core::{Connection, Record};
 use socket2::Socket;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tracing::{error, warn};
+use tracing::error;
 
 use super::{Ended, preparing};
-use crate::limits::{ConnectionLimit, Extra};
+use crate::limits::{ConnectionLimit, ListeningPermit};
 use crate::listener::{Bound, Carries, ListenError};
 use crate::udp::{DatagramListener, Group, Limits, Opening, Phase};
 
@@ -41,28 +41,19 @@ pub(super) struct Spare {
     /// Whether it is another than the first of its group.
     further: bool,
     /// What its descriptors take from connections, for another than the first.
-    _extra: Option<Extra>,
+    _permit: Option<ListeningPermit>,
 }
 
 impl Member {
-    /// The sockets of an address of which `bound` is the first: one for each of `runtimes`, if there are several, and room
-    /// for their descriptors.
+    /// The sockets of an address of which `bound` is the first: with one more for each of `permits`, each on another one of
+    /// `runtimes`.
     pub(super) fn all(
         bound: Bound,
-        mut runtimes: &[Handle],
+        runtimes: &[Handle],
+        permits: Vec<ListeningPermit>,
         connections: &ConnectionLimit,
     ) -> Result<Vec<Self>, ListenError> {
-        let further = (1..runtimes.len()).map(|_| connections.listening(DESCRIPTORS));
-        let extras = further.collect::<Option<Vec<_>>>().unwrap_or_else(|| {
-            let (address, limit) = (&bound.actual, connections.max());
-            warn!(
-                %address, limit,
-                "one thread serves this address: for a socket for each the limit of open files is too low"
-            );
-            runtimes = &[];
-            Vec::new()
-        });
-        let (count, carries) = (runtimes.len().max(1), bound.carries);
+        let (count, carries) = (1 + permits.len(), bound.carries);
         let beside: Vec<_> = (1..count)
             .map(|_| bound.beside())
             .collect::<Result<_, _>>()?;
@@ -72,19 +63,19 @@ impl Member {
         }
         let limits = datagram_limits(connections).shared_by(count);
         let group = Arc::<Group>::default();
-        let extras = std::iter::once(None).chain(extras.into_iter().map(Some));
+        let permits = std::iter::once(None).chain(permits.into_iter().map(Some));
         let members = sockets
             .into_iter()
-            .zip(extras)
+            .zip(permits)
             .enumerate()
-            .map(|(i, (socket, extra))| {
+            .map(|(i, (socket, permit))| {
                 let spare = Spare {
                     socket,
                     carries,
                     limits: limits.clone(),
                     group: group.clone(),
                     further: i > 0,
-                    _extra: extra,
+                    _permit: permit,
                 };
                 Ok(Self {
                     listener: spare.listener().map_err(preparing)?,
@@ -97,6 +88,16 @@ impl Member {
 }
 
 impl Spare {
+    /// Room for the descriptors of `further` sockets beside the first, or for none.
+    pub(super) fn room(
+        further: usize,
+        connections: &ConnectionLimit,
+    ) -> Option<Vec<ListeningPermit>> {
+        (0..further)
+            .map(|_| connections.listening(DESCRIPTORS))
+            .collect()
+    }
+
     fn listener(&self) -> io::Result<DatagramListener> {
         let socket = OwnedFd::from(self.socket.try_clone()?);
         let listener = match self.carries {
@@ -119,7 +120,8 @@ fn datagram_limits(connections: &ConnectionLimit) -> Limits {
 }
 
 /// Drops what came while the sockets of an address were being opened. The kernel chose among fewer of them then: what
-/// these peers send next may come to another one.
+/// these peers send next may come to another one, and open a second session there. Before, it came to nobody, unless a
+/// socket that takes the address in was there; then what comes between a few system calls is lost.
 fn discard(socket: &Socket) {
     for _ in 0..DISCARDED {
         if socket.recv(&mut []).is_err() {

@@ -12,7 +12,7 @@ mod datagrams;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -26,11 +26,12 @@ use tokio::sync::{OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use self::datagrams::{Member, serve_datagrams};
+use self::datagrams::{Member, Spare, serve_datagrams};
 use crate::accept::StreamListener;
 use crate::dial::{Resolve, SystemResolver};
 use crate::limits::ConnectionLimit;
 use crate::listener::{Bound, Carries, Endpoint, ListenError, Sharing, SocketFile, mode};
+use crate::owner;
 use crate::shards::Shards;
 use crate::udp::{Group, Phase};
 
@@ -147,6 +148,7 @@ impl ListenerPool {
             staged
                 .planned
                 .sort_unstable_by_key(|planned| planned.position);
+            staged.tell_single();
             for (i, address) in taken {
                 if !staged.overlaps(&address, i) {
                     warn!(
@@ -294,6 +296,10 @@ impl Staged {
                 _ => errors.push((*i, in_use(address))),
             }
         }
+        let had = match datagrams.is_empty() || self.shared.shards.runtimes().len() < 2 {
+            true => None,
+            false => owner::udp_addresses(),
+        };
         for (i, address) in datagrams {
             let (key, listen) = &wanted[i];
             if !errors.is_empty() {
@@ -304,13 +310,9 @@ impl Staged {
                 continue;
             }
             // Each socket that somebody else closes sends peers elsewhere among those of the very same address.
-            let several = self.is_explained(address, i);
-            if !several && !self.shared.shards.runtimes().is_empty() {
-                warn!(
-                    %address,
-                    "one thread serves this address until it is opened anew and nobody else has it"
-                );
-            }
+            let several = had.as_ref().zip(address.socket());
+            let several = several
+                .is_some_and(|(had, address)| !had.contains(&(address.ip(), address.port())));
             let opened = (key.endpoint)
                 .open(&listen.address, Sharing::Allowed)
                 .and_then(|(file, bound)| Opened::new(key, file, bound, &self.shared, several));
@@ -337,35 +339,42 @@ impl Staged {
     /// Whether this process has a socket, running, leaving or just opened for an address before `position`, whose address
     /// takes in `wanted` or is taken in by it.
     fn overlaps(&self, wanted: &Addr, position: usize) -> bool {
-        !self.overlapping(wanted, position).is_empty()
-    }
-
-    /// Whether it is by addresses of this process that `wanted` is taken, and none of them is the same one.
-    fn is_explained(&self, wanted: &Addr, position: usize) -> bool {
-        let ours = self.overlapping(wanted, position);
-        let same = |ip: &IpAddr| wanted.socket().is_some_and(|wanted| wanted.ip() == *ip);
-        !ours.is_empty() && !ours.iter().any(same)
-    }
-
-    fn overlapping(&self, wanted: &Addr, position: usize) -> Vec<IpAddr> {
         let overlap = |ours: &Addr| {
-            let (a, b) = (ours.socket()?, wanted.socket()?);
+            let (Some(a), Some(b)) = (ours.socket(), wanted.socket()) else {
+                return false;
+            };
             let meet = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
-            (ours.network() == wanted.network() && a.port() == b.port() && meet).then_some(a.ip())
+            ours.network() == wanted.network() && a.port() == b.port() && meet
         };
-        let opened = self
-            .planned
-            .iter()
-            .filter_map(|planned| match &planned.how {
-                How::Opened(opened) if planned.position < position => overlap(&opened.actual),
-                How::Opened(_) | How::Kept(_) | How::Revived(_) => None,
-            });
+        let opened = self.planned.iter().any(|planned| match &planned.how {
+            How::Opened(opened) => planned.position < position && overlap(&opened.actual),
+            How::Kept(_) | How::Revived(_) => false,
+        });
         let state = self.shared.state();
         let current = state.current.iter().map(|(_, listener)| listener);
-        let running = current.chain(&state.leaving);
-        opened
-            .chain(running.filter_map(|listener| overlap(&listener.actual)))
-            .collect()
+        opened || (current.chain(&state.leaving)).any(|listener| overlap(&listener.actual))
+    }
+
+    /// Says for which new addresses there is one socket, and could be one for each thread.
+    fn tell_single(&self) {
+        for (cause, why) in [
+            (
+                Single::Had,
+                "others have them, too, and it stays so until they are opened anew",
+            ),
+            (
+                Single::Few,
+                "a socket for each would take more than a quarter of the descriptors",
+            ),
+        ] {
+            let mut single = self.planned.iter().filter(|planned| {
+                matches!(&planned.how, How::Opened(opened) if opened.single == Some(cause))
+            });
+            if let Some(first) = single.next() {
+                let addresses = 1 + single.count();
+                warn!(address = %first.configured, addresses, "one thread serves these addresses: {why}");
+            }
+        }
     }
 }
 
@@ -497,6 +506,16 @@ struct Opened {
     /// Before the socket, which is dropped after it.
     file: Option<SocketFile>,
     socket: Unstarted,
+    /// Why it is one, where threads could have one each.
+    single: Option<Single>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Single {
+    /// Somebody has sockets of this very address.
+    Had,
+    /// More would take too many descriptors.
+    Few,
 }
 
 enum Unstarted {
@@ -716,6 +735,7 @@ impl Opened {
     ) -> Result<Self, ListenError> {
         let slot = Arc::default();
         let actual = bound.actual.clone();
+        let mut single = None;
         let socket = match bound.carries {
             Carries::Tcp | Carries::Unix | Carries::Packets => {
                 StreamListener::new(bound, Arc::clone(&slot), shared.limit.clone())
@@ -723,13 +743,23 @@ impl Opened {
                     .map_err(preparing)?
             }
             Carries::Udp | Carries::Unixgrams => {
-                // Nobody knows what else an inherited socket was given.
-                let runtimes = if several && matches!(key.endpoint, Endpoint::Ip { .. }) {
-                    shared.shards.runtimes()
-                } else {
-                    &[]
+                let runtimes = shared.shards.runtimes();
+                let permits = match key.endpoint {
+                    Endpoint::Ip { .. } if runtimes.len() < 2 => None,
+                    Endpoint::Ip { .. } if !several => {
+                        single = Some(Single::Had);
+                        None
+                    }
+                    Endpoint::Ip { .. } => {
+                        let permits = Spare::room(runtimes.len() - 1, &shared.limit);
+                        single = permits.is_none().then_some(Single::Few);
+                        permits
+                    }
+                    // Nobody knows what else an inherited socket was given.
+                    Endpoint::Inherited { .. } | Endpoint::Unix { .. } => None,
                 };
-                Unstarted::Datagrams(Member::all(bound, runtimes, &shared.limit)?)
+                let permits = permits.unwrap_or_default();
+                Unstarted::Datagrams(Member::all(bound, runtimes, permits, &shared.limit)?)
             }
         };
         Ok(Self {
@@ -738,6 +768,7 @@ impl Opened {
             slot,
             file,
             socket,
+            single,
         })
     }
 
@@ -749,6 +780,7 @@ impl Opened {
             slot,
             file,
             socket,
+            single: _,
         } = self;
         slot.store(Some(server));
         let done = CancellationToken::new();

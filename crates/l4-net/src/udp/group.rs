@@ -185,7 +185,7 @@ impl Copies {
 const REMEMBERED: usize = 8;
 
 /// Whether what is sent to `ip` is for all who listen.
-pub(super) fn is_for_all(ip: IpAddr) -> bool {
+fn is_for_all(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast() || is_broadcast_of_a_subnet(ip),
         IpAddr::V6(ip) => ip.is_multicast(),

@@ -308,9 +308,11 @@ impl<K> Lane<K> {
         if was == Life::Open {
             self.shared.stats.add_ended();
         }
-        // One that was ended by the table is not in it any more, but whoever waits for its socket to be free learns of it.
-        if was != Life::Closed {
-            self.shared.closed(self.clone());
+        match was {
+            Life::Open => self.shared.closed(Some(self.clone())),
+            // The table has ended it, and it is not there any more. But somebody may wait for its socket to be free.
+            Life::Ended => self.shared.closed(None),
+            Life::Closed => {}
         }
     }
 
@@ -343,7 +345,7 @@ impl State {
     }
 }
 
-/// What all lanes of a table share: the counters, and the list of those that were closed since the table last looked.
+/// What all lanes of a table share: the counters, and the list of those in it that were closed since it last looked.
 ///
 /// A lane is entered once, by itself, so the list is never longer than the number of sessions, and a late entry removes
 /// nothing but the session it names.
@@ -353,6 +355,8 @@ pub(super) struct Shared<K> {
 }
 
 struct Closed<K> {
+    /// Whether one was closed that is not in the table any more.
+    other: bool,
     /// `None` once the table is gone and nobody looks any more.
     lanes: Option<Vec<Arc<Lane<K>>>>,
     watcher: Option<Waker>,
@@ -363,6 +367,7 @@ impl<K> Shared<K> {
         Self {
             stats,
             closed: Mutex::new(Closed {
+                other: false,
                 lanes: Some(Vec::new()),
                 watcher: None,
             }),
@@ -372,7 +377,7 @@ impl<K> Shared<K> {
     /// Ready when a lane was closed since [`Self::take_closed`].
     pub(super) fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut closed = self.lock();
-        if closed.lanes.as_ref().is_none_or(|lanes| !lanes.is_empty()) {
+        if closed.other || closed.lanes.as_ref().is_none_or(|lanes| !lanes.is_empty()) {
             return Poll::Ready(());
         }
         closed.watcher = Some(cx.waker().clone());
@@ -381,7 +386,9 @@ impl<K> Shared<K> {
 
     /// Exchanges the list of closed lanes for an empty one.
     pub(super) fn take_closed(&self, empty: &mut Vec<Arc<Lane<K>>>) {
-        if let Some(lanes) = &mut self.lock().lanes {
+        let mut closed = self.lock();
+        closed.other = false;
+        if let Some(lanes) = &mut closed.lanes {
             std::mem::swap(lanes, empty);
         }
     }
@@ -392,11 +399,12 @@ impl<K> Shared<K> {
         drop(lanes);
     }
 
-    fn closed(&self, lane: Arc<Lane<K>>) {
+    fn closed(&self, lane: Option<Arc<Lane<K>>>) {
         let watcher = {
             let mut closed = self.lock();
+            closed.other |= lane.is_none();
             if let Some(lanes) = &mut closed.lanes {
-                lanes.push(lane);
+                lanes.extend(lane);
             }
             closed.watcher.take()
         };

@@ -67,8 +67,8 @@ enum Socket {
 pub enum Phase {
     /// Datagrams of unknown peers open sessions.
     Serve,
-    /// Sessions go on, both ways, and no new ones are opened; `run` returns when the last one has ended, of all sockets
-    /// of the address. For an address that a reload has removed, and for the grace period of a stop.
+    /// Sessions go on, both ways, and no new ones are opened; `run` returns when the last one has been dropped by its
+    /// handler, of all sockets of the address. For an address that a reload has removed, and for the grace period of a stop.
     Drain,
     /// Nothing is read any more. Every session ends once it has taken what was queued for it; what its handler still
     /// sends is sent.
@@ -152,8 +152,8 @@ impl DatagramListener {
         self.group.stats()
     }
 
-    /// Receives until `phase` says [`Phase::Stop`] or its sender is gone, or until the last session has ended during
-    /// [`Phase::Drain`]. Dropping the future stops too.
+    /// Receives until `phase` says [`Phase::Stop`] or its sender is gone, or until the last session has been dropped
+    /// during [`Phase::Drain`]. Dropping the future stops too.
     ///
     /// `on_session` is called from the receive task for every peer without a session: it must not block, but start a
     /// task, or drop the [`Opening`] to refuse. It names the idle timeout for each session because the server behind

@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 use l4_core::Addr;
 use l4_core::conn::Session;
 
-use super::group::{Copies, Group, Member, is_for_all, is_over};
+use super::group::{Copies, Group, Member, is_over};
 use super::manager::{Limits, Table};
 use super::session::{PeerSession, Wait};
 use super::stats::DropReason;
@@ -400,8 +400,7 @@ impl Udp {
             state,
             bound,
             has_errors,
-            copies: (further && (bound.ip().is_unspecified() || is_for_all(bound.ip())))
-                .then(Copies::default),
+            copies: further.then(Copies::default),
             #[cfg(test)]
             singly: false,
         })
