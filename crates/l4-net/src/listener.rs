@@ -215,9 +215,7 @@ impl Bound {
                 None => doing("listening")(error),
             })
     }
-}
 
-impl Bound {
     /// One more socket for the address of this one, which is of UDP. The kernel gives each of them all datagrams of a part of
     /// the peers, the same part as long as their number stays. From now on other processes of this user can bind to the
     /// address, too.

@@ -48,12 +48,7 @@ pub(crate) fn udp_addresses() -> Option<HashSet<(IpAddr, u16)>> {
     // A table comes in pieces: what others close meanwhile can hide a row, but hardly twice.
     for table in ["udp", "udp6", "udp", "udp6"] {
         match fs::read_to_string(format!("/proc/net/{table}")) {
-            Ok(table) => all.extend(table.lines().skip(1).filter_map(|line| {
-                let mut columns = line.split_ascii_whitespace();
-                let local = columns.nth(1).and_then(parse_address)?;
-                // Not connected.
-                (columns.nth(1) == Some("07")).then_some((local.ip(), local.port()))
-            })),
+            Ok(table) => all.extend(waiting(&table).map(|(local, _)| (local.ip(), local.port()))),
             // Without IPv6 there is no table for it.
             Err(error) if error.kind() == io::ErrorKind::NotFound && table == "udp6" => {}
             Err(_) => return None,
@@ -64,17 +59,23 @@ pub(crate) fn udp_addresses() -> Option<HashSet<(IpAddr, u16)>> {
 
 /// The sockets of a table below `/proc/net` that are in the way of `address`, named as in `/proc/PID/fd`.
 fn sockets_at(table: &str, address: SocketAddr) -> impl Iterator<Item = String> {
-    table.lines().skip(1).filter_map(move |line| {
-        let mut columns = line.split_ascii_whitespace();
-        let (local, state) = (columns.nth(1)?, columns.nth(1)?);
-        let inode = columns.nth(5)?;
-        let local = parse_address(local)?;
+    waiting(table).filter_map(move |(local, inode)| {
         let overlaps = local.ip().is_unspecified()
             || address.ip().is_unspecified()
             || local.ip().to_canonical() == address.ip().to_canonical();
-        // Listening TCP sockets, and UDP sockets, which have no states to speak of.
+        (overlaps && local.port() == address.port()).then(|| format!("socket:[{inode}]"))
+    })
+}
+
+/// The addresses and numbers of the sockets of a table below `/proc/net` that wait for anybody: TCP sockets that listen, and
+/// UDP sockets that are not connected.
+fn waiting(table: &str) -> impl Iterator<Item = (SocketAddr, &str)> {
+    table.lines().skip(1).filter_map(|line| {
+        let mut columns = line.split_ascii_whitespace();
+        let (local, state) = (columns.nth(1)?, columns.nth(1)?);
+        let inode = columns.nth(5)?;
         let waits = matches!(state, "0A" | "07");
-        (waits && overlaps && local.port() == address.port()).then(|| format!("socket:[{inode}]"))
+        Some((parse_address(local)?, inode)).filter(|_| waits)
     })
 }
 
